@@ -1,0 +1,181 @@
+"""The organ machine, written once: what every organ does besides its own work.
+
+An organ starts here as a child of the zygote, its powers already dropped. The runtime opens the one trio
+loop, beats, listens for SIGTERM and for bay0's words, serves the organ's interface on the listeners it was
+handed, and turns every ending into one of four exit codes.
+
+Touches: the file descriptors bay0 handed over, nothing it opens itself but connections on the bus.
+Never: raises its own powers, keeps a call past its deadline, hides an exception.
+Fails: by ending the process. 0 stopped as asked; 101 we were wrong (any exception: a defect); 111 the
+kernel refused something an organ cannot go on without (OSError). bay0 starts the next incarnation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import NoReturn, Protocol, cast
+
+import trio
+
+from bus import client, server, wire
+from organs import layout
+from organs.manifest import Manifest, load
+
+EXIT_STOPPED = 0
+EXIT_DEFECT = 101
+EXIT_KERNEL = 111
+
+# One control datagram; organs/bay0 refuses longer ones as well.
+CONTROL_BYTES_MAX = 4096
+# Words of bay0 not yet read by the organ. There is one word a boot today.
+WORDS_MAX = 8
+# How long bay0 may take to answer on the control socket: it answers from its loop, without waiting.
+CONTROL_DEADLINE_S = 10.0
+
+
+class Program(Protocol):
+    """What `organs/NAME/organ.py` must offer."""
+
+    async def main(self, spine: Spine) -> None: ...
+
+
+def preload() -> None:
+    """Import and load everything organs share. The zygote calls it once, before it forks the first organ."""
+    wire.load(layout.SCHEMAS)
+    for name in _manifest().organs:
+        importlib.import_module(f"organs.{name}.organ")
+
+
+def _manifest() -> Manifest:
+    return load(layout.MANIFEST)
+
+
+class BayZeroGone(OSError):
+    """The control socket or the status pipe has no other end: PID 1 is no longer there."""
+
+
+class Spine:
+    """What an organ's main is given: its name, its descriptors, its bus, its line to bay0."""
+
+    def __init__(self, name: str, generation: int, fds: Mapping[str, int], heartbeat_ms: int) -> None:
+        self.name = name
+        self.generation = generation
+        self.fds = fds
+        self.schemas = wire.load(layout.SCHEMAS)
+        self.bus = client.Bus(self.schemas, layout.BUS, caller=name)
+        self._heartbeat_ms = heartbeat_ms
+        self._control: trio.socket.SocketType | None = None
+        self._words_in, self._words_out = trio.open_memory_channel[str](WORDS_MAX)
+        self._answers_in, self._answers_out = trio.open_memory_channel[dict[str, object]](1)
+        self._asking = trio.Lock()
+
+    async def serve(self, handlers: Mapping[str, server.Handler]) -> None:
+        """Serve this organ's interface on every listener it was handed; ready once they are up. Never returns."""
+        interface = self.schemas.interfaces[self.name]
+        listeners = {
+            label.removeprefix("listen:"): fd for label, fd in self.fds.items() if label.startswith("listen:")
+        }
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, interface, handlers, listeners, self.generation)
+            self.ready()
+
+    def ready(self) -> None:
+        """Tell bay0 that this organ answers."""
+        self._status(b"R")
+
+    async def told(self) -> AsyncIterator[str]:
+        """The words bay0 tells this organ, as they come."""
+        async for word in self._words_out:
+            yield word
+
+    def ask(self, word: str) -> None:
+        """Ask bay0 for one of the acts the manifest grants this organ: "reboot" or "poweroff"."""
+        if self._control is None:
+            raise ValueError(f"{self.name} has no control socket in the manifest")
+        # A control datagram is small and bay0 always reads: a full socket means PID 1 is stuck, and then
+        # ending this organ is right.
+        os.write(self._control.fileno(), json.dumps({"ask": word}).encode())
+
+    async def request(self, message: Mapping[str, object]) -> dict[str, object]:
+        """Ask bay0 and wait for its answer (the development probes). Raises TimeoutError, ValueError."""
+        if self._control is None:
+            raise ValueError(f"{self.name} has no control socket in the manifest")
+        async with self._asking:
+            await self._control.send(json.dumps(message).encode())
+            with trio.move_on_after(CONTROL_DEADLINE_S):
+                return await self._answers_out.receive()
+            raise TimeoutError("bay0 did not answer")
+
+    def _status(self, byte: bytes) -> None:
+        try:
+            os.write(self.fds["status"], byte)
+        except BlockingIOError:
+            pass  # bay0 has not read the last ones yet: the pipe already says that we live
+        except BrokenPipeError:
+            raise BayZeroGone("status pipe closed") from None
+
+    async def _beat(self) -> None:
+        while True:
+            self._status(b"H")
+            await trio.sleep(self._heartbeat_ms / 1000)
+
+    async def _hear(self) -> None:
+        """Read bay0's datagrams: its words go to told(), its answers to request()."""
+        fd = self.fds.get("control")
+        if fd is None:
+            return
+        self._control = trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(fd)))
+        while datagram := await self._control.recv(CONTROL_BYTES_MAX):
+            message = cast(dict[str, object], json.loads(datagram))
+            if isinstance(word := message.get("tell"), str):
+                await self._words_in.send(word)
+            else:
+                await self._answers_in.send(message)
+        raise BayZeroGone("control socket closed")
+
+    async def _stop_on_signal(self, scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                scope.cancel()
+
+    async def live(self, main: Callable[[Spine], Awaitable[None]]) -> None:
+        """Run the organ's main until it ends, fails, or SIGTERM asks it to stop."""
+        os.set_blocking(self.fds["status"], False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
+            nursery.start_soon(self._hear)
+            nursery.start_soon(self._stop_on_signal, nursery.cancel_scope)
+            nursery.start_soon(self.bus.run)
+            await main(self)
+            raise RuntimeError(f"{self.name}: main returned; an organ serves until it is stopped")
+
+
+def exit_code(error: BaseException) -> int:
+    """Which of the documented codes an ending by this exception has."""
+    if isinstance(error, BaseExceptionGroup):
+        codes = {exit_code(inner) for inner in error.exceptions}
+        return EXIT_KERNEL if codes == {EXIT_KERNEL} else EXIT_DEFECT
+    return EXIT_KERNEL if isinstance(error, OSError) else EXIT_DEFECT
+
+
+def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
+    """The life of one organ, from its dropped powers to its exit code. `name` is a stanza of the manifest."""
+    code = EXIT_STOPPED
+    try:
+        program = cast(Program, importlib.import_module(f"organs.{name}.organ"))
+        spine = Spine(name, generation, fds, _manifest().spine.heartbeat_ms)
+        trio.run(spine.live, program.main)
+    except BaseException as error:  # the last frame of the process: name the ending, then end
+        code = exit_code(error)
+        print(f"{name}: ends with {code}", file=sys.stderr)
+        traceback.print_exc()
+    sys.stderr.flush()
+    # Not sys.exit: this is a forked child, and the zygote's exit handlers are not its own.
+    os._exit(code)
