@@ -1,0 +1,375 @@
+"""The manifest: who may what, read strictly.
+
+Turns the text of `organs/manifest.toml` into frozen values. It knows the rules a manifest must keep: no
+unknown key, no wrong type, no number outside its range, no two organs with one identity, no device with two
+masters.
+Touches: the one file it is told to read.
+Never: fills in a value that the file does not state (`control` alone may be absent: no control socket).
+Fails: with ManifestRefused, which names the line, the key and the rule.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+from organs import layout
+
+# Names are parts of paths, sockets and cgroups: short, lower case, no dot and no slash.
+NAME: Final = re.compile(r"[a-z][a-z0-9]{0,14}")
+# Names that mean something else where organ names are used.
+RESERVED: Final = frozenset({"bay0", "zygote", "host", "kernel", "runtime", "layout", "manifest"})
+# Above the system's own ids, below the ranges that rooms get.
+UID_MIN, UID_MAX = 2000, 2999
+# One hour: a wait longer than that is a slip of the keyboard.
+WAIT_MS_MAX = 3_600_000
+DEATHS_MAX_MAX = 16
+HEARTBEATS_MISSED_MAX_MAX = 16
+# Enough for Python with its libraries on the one side; no organ is a database server on the other.
+MEMORY_MIN, MEMORY_MAX = 16 * 1024**2, 1024**3
+PIDS_MIN, PIDS_MAX = 1, 256
+NOFILE_MIN, NOFILE_MAX = 32, 4096
+SUMMARY_CHARS_MAX = 100
+MEMORY: Final = re.compile(r"([1-9][0-9]{0,6}) (KiB|MiB|GiB)")
+UNITS: Final = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+# The block devices of the disk, and the port. A manifest can hand out these and nothing else.
+BLOCK_DEVICES: Final = frozenset(
+    {layout.ESP, layout.SLOT_A, layout.SLOT_B, layout.PERSONAS, layout.PERSIST_DEVICE}
+)
+DEVICES: Final = BLOCK_DEVICES | {layout.PORT}
+FILE_SYSTEMS: Final = frozenset({"ext4"})
+ASKS: Final = frozenset({"reboot", "poweroff", "probe"})
+TOLD: Final = frozenset({"healthy"})
+
+# linux/capability.h, in the order of their numbers.
+CAPABILITIES: Final = (
+    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
+    *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK"),
+    *("IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN"),
+    *("SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE"),
+    *("AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM"),
+    *("BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"),
+)
+# Each of these opens every socket of the bus, whatever its mode, or becomes somebody else. An organ that
+# speaks on the bus and holds one of them makes the switchboard worthless.
+CAPABILITIES_NEVER: Final = frozenset(
+    {"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "SETUID", "SETGID", "SETPCAP", "SYS_ADMIN"}
+    | {"SYS_MODULE", "SYS_RAWIO", "SYS_PTRACE", "SYS_BOOT", "MKNOD", "SETFCAP"}
+)
+
+T = TypeVar("T")
+
+
+class ManifestRefused(ValueError):
+    """A manifest breaks a rule. `line` is where, or 0 when the file as a whole is meant."""
+
+    def __init__(self, line: int, key: str, rule: str) -> None:
+        super().__init__(f"manifest line {line}: {key}: {rule}")
+        self.line = line
+        self.key = key
+        self.rule = rule
+
+
+class Image(Enum):
+    """The smallest image that carries an organ: a development image carries all."""
+
+    PRODUCTION = "production"
+    DEVELOPMENT = "development"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How long bay0 waits and what it forgives. All times in milliseconds."""
+
+    heartbeat_ms: int
+    heartbeats_missed_max: int
+    start_deadline_ms: int
+    stop_deadline_ms: int
+    deaths_max: int
+    healthy_stretch_ms: int
+    healthy_after_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A file system mounted in the organ's own mount namespace before its powers are dropped."""
+
+    device: str
+    at: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device node opened by bay0 and handed over as a descriptor. `mode` is "ro" or "rw"."""
+
+    name: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """What an organ may ask of bay0, and what bay0 tells it."""
+
+    asks: frozenset[str]
+    told: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Organ:
+    """One stanza: every power of one organ. `memory_max` is in bytes."""
+
+    name: str
+    summary: str
+    image: Image
+    uid: int
+    gid: int
+    capabilities: frozenset[str]
+    memory_max: int
+    pids_max: int
+    nofile_max: int
+    mounts: tuple[Mount, ...]
+    devices: tuple[Device, ...]
+    control: Control | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole file. `organs` keeps the order of the file, which is the order of the start."""
+
+    spine: Policy
+    organs: Mapping[str, Organ]
+
+
+def load(path: str) -> Manifest:
+    """Read the manifest at `path`. Raises ManifestRefused, or OSError when it cannot be read."""
+    with open(path, encoding="utf-8") as file:
+        return decode(file.read())
+
+
+def decode(text: str) -> Manifest:
+    """Read a manifest. Raises ManifestRefused."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"at line (\d+)", str(error))
+        raise ManifestRefused(int(at[1]) if at else 0, "syntax", str(error)) from None
+    root = _Table(document, text, "")
+    spine, organs = root.table("spine"), root.table("organs")
+    root.end()
+    policy = _policy(spine)
+    stanzas = {name: _organ(name, organs.table(name)) for name in organs.names()}
+    if not stanzas:
+        raise ManifestRefused(0, "organs", "there is no organ")
+    _contradictions(stanzas, organs)
+    return Manifest(spine=policy, organs=MappingProxyType(stanzas))
+
+
+class _Table:
+    """One TOML table being read: knows its place in the text and which keys were not asked for yet."""
+
+    def __init__(self, values: Mapping[str, object], text: str, path: str, key: str | None = None) -> None:
+        self._values = dict(values)
+        self._left = dict(values)
+        self._text = text
+        self._path = path
+        self._key = key  # set for inline tables: the key of the line they stand on
+
+    def refuse(self, key: str, rule: str) -> ManifestRefused:
+        """The refusal of one key of this table."""
+        line = _line(self._text, self._path, self._key or key)
+        where = ".".join(part for part in (self._path, self._key, key) if part)
+        return ManifestRefused(line, where, rule)
+
+    def names(self) -> tuple[str, ...]:
+        """All keys, in the order of the file."""
+        return tuple(self._values)
+
+    def has(self, key: str) -> bool:
+        """Whether the file states this key."""
+        return key in self._values
+
+    def end(self) -> None:
+        """Refuse what nobody asked for."""
+        for key in self._left:
+            raise self.refuse(key, "unknown key")
+
+    def take(self, key: str, kind: type[T]) -> T:
+        """The value of `key`, which must be of exactly this type (a boolean is not an integer)."""
+        if key not in self._values:
+            raise self.refuse(key, "missing")
+        self._left.pop(key, None)
+        value = self._values[key]
+        if type(value) is not kind or not isinstance(value, kind):
+            raise self.refuse(key, f"must be {_TYPE_NAMES[kind]}")
+        return value
+
+    def number(self, key: str, low: int, high: int) -> int:
+        """An integer from `low` to `high`, both allowed."""
+        value = self.take(key, int)
+        if not low <= value <= high:
+            raise self.refuse(key, f"must be from {low} to {high}")
+        return value
+
+    def one_of(self, key: str, allowed: frozenset[str]) -> str:
+        """One of the allowed words."""
+        value = self.take(key, str)
+        if value not in allowed:
+            raise self.refuse(key, f"{value!r} is not one of {', '.join(sorted(allowed))}")
+        return value
+
+    def words(self, key: str, allowed: frozenset[str]) -> frozenset[str]:
+        """A list of allowed words, none of them twice."""
+        found: set[str] = set()
+        for word in self.take(key, list):
+            if not isinstance(word, str) or word not in allowed:
+                raise self.refuse(key, f"{word!r} is not one of {', '.join(sorted(allowed))}")
+            if word in found:
+                raise self.refuse(key, f"{word!r} stands twice")
+            found.add(word)
+        return frozenset(found)
+
+    def table(self, key: str) -> _Table:
+        """A table with a header of its own."""
+        value = self.take(key, dict)
+        return _Table(value, self._text, f"{self._path}.{key}" if self._path else key)
+
+    def inline(self, key: str) -> _Table:
+        """An inline table on the line of `key`."""
+        return _Table(self.take(key, dict), self._text, self._path, key)
+
+    def inlines(self, key: str, read: Callable[[_Table], T]) -> tuple[T, ...]:
+        """A list of inline tables, each of them read whole."""
+        found = []
+        for value in self.take(key, list):
+            if not isinstance(value, dict):
+                raise self.refuse(key, "must be a list of tables")
+            row = _Table(value, self._text, self._path, key)
+            found.append(read(row))
+            row.end()
+        return tuple(found)
+
+
+_TYPE_NAMES: Final[Mapping[type, str]] = {
+    int: "an integer",
+    str: "a text",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def _line(text: str, path: str, key: str) -> int:
+    """The line on which `key` of the table `path` stands; else the table's header; else 0."""
+    table, found = "", 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line):
+            table = header[1].replace(" ", "").replace('"', "")
+            if table == (f"{path}.{key}" if path else key):
+                return number
+            if table == path:
+                found = number
+        elif table == path and re.match(rf"\s*\"?{re.escape(key)}\"?\s*[.=]", line):
+            return number
+    return found
+
+
+def _policy(table: _Table) -> Policy:
+    policy = Policy(
+        heartbeat_ms=table.number("heartbeat_ms", 10, WAIT_MS_MAX),
+        heartbeats_missed_max=table.number("heartbeats_missed_max", 1, HEARTBEATS_MISSED_MAX_MAX),
+        start_deadline_ms=table.number("start_deadline_ms", 1, WAIT_MS_MAX),
+        stop_deadline_ms=table.number("stop_deadline_ms", 1, WAIT_MS_MAX),
+        deaths_max=table.number("deaths_max", 0, DEATHS_MAX_MAX),
+        healthy_stretch_ms=table.number("healthy_stretch_ms", 1, WAIT_MS_MAX),
+        healthy_after_ms=table.number("healthy_after_ms", 1, WAIT_MS_MAX),
+    )
+    table.end()
+    # A stretch that a single beat covers would forgive every hang: the limit of deaths would never bite.
+    if policy.healthy_stretch_ms <= policy.heartbeat_ms * policy.heartbeats_missed_max:
+        raise table.refuse("healthy_stretch_ms", "must be longer than the silence that heartbeats allow")
+    return policy
+
+
+def _organ(name: str, table: _Table) -> Organ:
+    if not NAME.fullmatch(name):
+        raise table.refuse("", "an organ's name is 1 to 15 lower case letters and digits")
+    if name in RESERVED:
+        raise table.refuse("", f"{name!r} is the name of something else")
+    summary = table.take("summary", str)
+    if not summary or len(summary) > SUMMARY_CHARS_MAX or not summary.isprintable():
+        raise table.refuse("summary", f"must be one line of 1 to {SUMMARY_CHARS_MAX} characters")
+    organ = Organ(
+        name=name,
+        summary=summary,
+        image=Image(table.one_of("image", frozenset(image.value for image in Image))),
+        uid=table.number("uid", UID_MIN, UID_MAX),
+        gid=table.number("gid", UID_MIN, UID_MAX),
+        capabilities=table.words("capabilities", frozenset(CAPABILITIES) - CAPABILITIES_NEVER),
+        memory_max=_memory(table),
+        pids_max=table.number("pids_max", PIDS_MIN, PIDS_MAX),
+        nofile_max=table.number("nofile_max", NOFILE_MIN, NOFILE_MAX),
+        mounts=table.inlines("mounts", _mount),
+        devices=table.inlines("devices", _device),
+        control=_control(table) if table.has("control") else None,
+    )
+    table.end()
+    if organ.gid != organ.uid:
+        raise table.refuse("gid", "must be the uid: the bus knows a caller by its group")
+    if organ.control and "probe" in organ.control.asks and organ.image is not Image.DEVELOPMENT:
+        raise table.refuse("control", "probes are for organs of the development image")
+    return organ
+
+
+def _memory(table: _Table) -> int:
+    parts = MEMORY.fullmatch(table.take("memory_max", str))
+    size = int(parts[1]) * UNITS[parts[2]] if parts else 0
+    if not MEMORY_MIN <= size <= MEMORY_MAX:
+        raise table.refuse("memory_max", 'must be a size like "64 MiB", from 16 MiB to 1 GiB')
+    return size
+
+
+def _mount(row: _Table) -> Mount:
+    mount = Mount(
+        device=row.one_of("device", BLOCK_DEVICES),
+        at=row.take("at", str),
+        type=row.one_of("type", FILE_SYSTEMS),
+    )
+    # The root is read-only: only mount points that the image was built with exist.
+    if mount.at != layout.PERSIST:
+        raise row.refuse("at", f"the only mount point of the image is {layout.PERSIST}")
+    return mount
+
+
+def _device(row: _Table) -> Device:
+    return Device(name=row.one_of("name", DEVICES), mode=row.one_of("mode", frozenset({"ro", "rw"})))
+
+
+def _control(table: _Table) -> Control:
+    row = table.inline("control")
+    control = Control(asks=row.words("asks", ASKS), told=row.words("told", TOLD))
+    row.end()
+    return control
+
+
+def _contradictions(organs: Mapping[str, Organ], table: _Table) -> None:
+    """Refuse what each stanza alone may say but all together may not."""
+    uids: dict[int, str] = {}
+    masters: dict[str, str] = {}
+    for organ in organs.values():
+        stanza = table.table(organ.name)
+        if organ.uid in uids:
+            raise stanza.refuse("uid", f"{organ.uid} is {uids[organ.uid]}'s already")
+        uids[organ.uid] = organ.name
+        for key, device in (
+            *(("mounts", mount.device) for mount in organ.mounts),
+            *(("devices", device.name) for device in organ.devices),
+        ):
+            if device in masters:
+                raise stanza.refuse(key, f"{device} is {masters[device]}'s already")
+            masters[device] = organ.name
