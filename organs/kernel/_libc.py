@@ -1,0 +1,92 @@
+"""The C library: every foreign function the image calls, declared once with its argument types.
+
+Touches: libc, by ctypes. Only the other modules of `organs/kernel/` import this one.
+Never: decides anything; each name here is one system call.
+Fails: `check` turns a negative result into KernelError, which names the call and what it was called on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
+from typing import Final
+
+
+class KernelError(OSError):
+    """The kernel refused. `str()` names the call, what it was called on, and the kernel's reason."""
+
+    def __init__(self, number: int, call: str, on: object = "") -> None:
+        what = f"{call} {on}".rstrip()
+        super().__init__(number, f"{what}: {os.strerror(number)}")
+        self.call = call
+
+    def __str__(self) -> str:
+        return f"unable to {self.strerror}"
+
+
+class CapHeader(ctypes.Structure):
+    """struct __user_cap_header_struct of linux/capability.h."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("pid", c_int))
+
+
+class CapData(ctypes.Structure):
+    """struct __user_cap_data_struct; version 3 takes two of them."""
+
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+class CloneArgs(ctypes.Structure):
+    """struct clone_args of linux/sched.h, as of CLONE_ARGS_SIZE_VER2."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal"),
+            *("stack", "stack_size", "tls", "set_tid", "set_tid_size", "cgroup"),
+        )
+    )
+
+
+LIBC: Final = ctypes.CDLL(None, use_errno=True)
+# A PyDLL call keeps the interpreter lock. clone3 needs that: the child must own the lock it wakes up with.
+LIBC_LOCKED: Final = ctypes.PyDLL(None, use_errno=True)
+
+mount = LIBC.mount
+mount.argtypes, mount.restype = (c_char_p, c_char_p, c_char_p, c_ulong, c_char_p), c_int
+umount2 = LIBC.umount2
+umount2.argtypes, umount2.restype = (c_char_p, c_int), c_int
+unshare = LIBC.unshare
+unshare.argtypes, unshare.restype = (c_int,), c_int
+prctl = LIBC.prctl
+prctl.argtypes, prctl.restype = (c_int, c_ulong, c_ulong, c_ulong, c_ulong), c_int
+capset = LIBC.capset
+capset.argtypes, capset.restype = (POINTER(CapHeader), POINTER(CapData)), c_int
+close_range = LIBC.close_range
+close_range.argtypes, close_range.restype = (c_uint, c_uint, c_int), c_int
+reboot = LIBC.reboot
+reboot.argtypes, reboot.restype = (c_int,), c_int
+pthread_self = LIBC.pthread_self
+pthread_self.argtypes, pthread_self.restype = (), c_void_p
+
+_syscall = LIBC_LOCKED.syscall
+_syscall.argtypes, _syscall.restype = (c_long, c_void_p, ctypes.c_size_t), c_long
+# One number on every architecture: clone3 came after the tables were unified.
+SYS_CLONE3: Final = 435
+
+
+def clone3(args: CloneArgs) -> int:
+    """clone3(2) with the interpreter lock held. Returns twice: 0 in the child."""
+    return int(_syscall(SYS_CLONE3, ctypes.byref(args), ctypes.sizeof(args)))
+
+
+def check(result: int, call: str, on: object = "") -> int:
+    """The result, unless it is negative: then KernelError with the kernel's reason."""
+    if result < 0:
+        raise KernelError(ctypes.get_errno(), call, on)
+    return result

@@ -1,0 +1,98 @@
+"""Privileges: giving up root, in the one order in which every step is still allowed and none can be undone.
+
+Touches: the calling process and nothing else: capabilities, user and group ids, limits, descriptors.
+Never: raises a power. After `drop` no exec, no set-id file and no call can bring one back.
+Fails: KernelError or OSError at the first step that the kernel refuses; the caller must end the process, for
+it is then half-dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from organs.kernel import _libc
+
+PR_SET_DUMPABLE: Final = 4
+PR_SET_KEEPCAPS: Final = 8
+PR_CAPBSET_READ: Final = 23
+PR_CAPBSET_DROP: Final = 24
+PR_SET_SECUREBITS: Final = 28
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+CAP_VERSION_3: Final = 0x2008_0522
+
+# NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE with their locks: uid 0 means nothing any more, for ever.
+# KEEP_CAPS stays off and gets its lock as well.
+SECUREBITS_LOCKED: Final = 0x1 | 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80
+# The kernel defines fewer; a bit it does not know ends the walk.
+CAPABILITIES_MAX: Final = 64
+# Files that an organ creates are its own business.
+UMASK: Final = 0o077
+
+
+def limit(nofile_max: int) -> None:
+    """Resource limits that hold from here on: descriptors, no core files. Raises OSError."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (nofile_max, nofile_max))
+    # A core file holds secrets and would go to a disk that the gate does not meter.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def drop(uid: int, gid: int, capabilities: Collection[int]) -> None:
+    """Become `uid` with these capabilities (numbers) and no way to get more. Raises KernelError, OSError."""
+    assert uid > 0
+    assert gid > 0
+    os.umask(UMASK)
+    # 1 While we still hold SETPCAP: whatever is run later, it can never hold more than this.
+    for number in range(CAPABILITIES_MAX):
+        if number in capabilities:
+            continue
+        if _libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0) < 0:
+            break
+        _prctl("drop from the bounding set", PR_CAPBSET_DROP, number, number)
+    # 2 Keep the permitted set across the change of uid; without this there is nothing left to choose from.
+    _prctl("keep capabilities", PR_SET_KEEPCAPS, 1)
+    # 3 Groups before ids: afterwards we may not. All three ids at once, so that no saved id leads back.
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    # 4 SETPCAP is still permitted but not effective since the uid changed: raise it for the locks only.
+    _capset({*capabilities, CAP_SETPCAP})
+    _prctl("clear ambient capabilities", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    _prctl("lock the secure bits", PR_SET_SECUREBITS, SECUREBITS_LOCKED)
+    # 5 The chosen set and nothing else. Inheritable is empty: nothing passes through an exec.
+    _capset(capabilities)  # INV-PRIV-1
+    # 6 No exec can raise anything from here on; a seccomp filter will need this as well.
+    _prctl("set no_new_privs", PR_SET_NO_NEW_PRIVS, 1)
+    # 7 The change of uid did this already; said again because the memory of an organ is a secret.
+    _prctl("make undumpable", PR_SET_DUMPABLE, 0)
+
+
+CAP_SETPCAP: Final = 8
+
+
+def _prctl(what: str, option: int, value: int, on: object = "") -> None:
+    # Safe: integers only, no pointer is passed by any option used here.
+    _libc.check(_libc.prctl(option, value, 0, 0, 0), what, on)
+
+
+def _capset(numbers: Iterable[int]) -> None:
+    """Permitted and effective become exactly these; inheritable becomes empty."""
+    bits = sum(1 << number for number in set(numbers))
+    header = _libc.CapHeader(CAP_VERSION_3, 0)
+    data = (_libc.CapData * 2)(
+        _libc.CapData(bits & 0xFFFF_FFFF, bits & 0xFFFF_FFFF, 0), _libc.CapData(bits >> 32, bits >> 32, 0)
+    )
+    _libc.check(_libc.capset(header, data), "set capabilities")
+
+
+def close_all_but(keep: Collection[int]) -> None:
+    """Close every descriptor that is not listed. Raises KernelError."""
+    low = 0
+    for fd in [*sorted(set(keep)), 2**32 - 1]:
+        if fd > low:
+            _libc.check(_libc.close_range(low, fd - 1, 0), "close descriptors from", low)
+        low = fd + 1
