@@ -1,0 +1,149 @@
+"""gate: the only way to durable state. Serves put, get, delete, list and usage for each persona.
+
+It carries requests from the bus to the worker's thread and the outcomes back. What is admitted is decided in
+`organs/gate/verdict.py`, what is stored in `organs/gate/store.py`.
+
+Touches: /persist, through the worker; the bus, through the runtime.
+Never: answers a write before it is durable; answers at all when the device failed under it.
+Fails: a failed write or sync ends the process and leaves its callers without an answer: they learn that the
+peer died, which is all that anybody knows. The next incarnation recovers from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Protocol, assert_never
+
+import trio
+
+from bus.envelope import Failure
+from organs.gate.verdict import Delete, Get, List, Operation, Put, Refuse, Usage, admit
+from organs.gate.worker import Deleted, Found, Listed, Outcome, Stored, Used, Worker
+
+PERSIST = Path("/persist")
+
+Params = Mapping[str, object]
+Handler = Callable[[object, Params], Awaitable[dict[str, object]]]
+
+
+class Spine(Protocol):
+    """What this organ uses of the runtime."""
+
+    async def serve(self, handlers: Mapping[str, Handler]) -> None: ...
+
+
+class Gate:
+    """The worker as the trio side sees it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._dead = trio.Event()
+        self._cause: BaseException | None = None
+        self.worker = Worker(directory, died=self._died)
+
+    def _died(self, cause: BaseException) -> None:
+        self._cause = cause
+        self._token.run_sync_soon(self._dead.set)
+
+    async def fail_with_worker(self) -> None:
+        """Raise what the worker died of."""
+        await self._dead.wait()
+        raise RuntimeError("gate: unable to go on: the store's thread died") from self._cause
+
+    async def ask(self, operation: Operation) -> Outcome:
+        """The outcome of one request. Raises Failure for a refusal; never returns once the worker is dead."""
+        if isinstance(verdict := admit(operation), Refuse):
+            raise Failure(verdict.code, verdict.message)
+        answered = trio.Event()
+        outcomes: list[Outcome] = []
+
+        def answer(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            self._token.run_sync_soon(answered.set)
+
+        ticket = self.worker.submit(operation, answer)
+        if isinstance(ticket, Refuse):
+            raise Failure(ticket.code, ticket.message)
+        try:
+            await answered.wait()
+        except trio.Cancelled:
+            self.worker.abandon(ticket)
+            raise
+        (outcome,) = outcomes
+        if isinstance(outcome, Refuse):
+            raise Failure(outcome.code, outcome.message)
+        return outcome
+
+    def handlers(self) -> dict[str, Handler]:
+        """The interface, method by method."""
+        operations: dict[str, Callable[[Params], Operation]] = {
+            "put": lambda p: Put(persona=text(p, "persona"), key=data(p, "key"), value=data(p, "value")),
+            "get": lambda p: Get(persona=text(p, "persona"), key=data(p, "key")),
+            "delete": lambda p: Delete(persona=text(p, "persona"), key=data(p, "key")),
+            "list": lambda p: List(
+                persona=text(p, "persona"), after=data(p, "after"), limit=number(p, "limit")
+            ),
+            "usage": lambda p: Usage(persona=text(p, "persona")),
+        }
+
+        def handler(operation: Callable[[Params], Operation]) -> Handler:
+            async def handle(_call: object, params: Params) -> dict[str, object]:
+                return results(await self.ask(operation(params)))
+
+            return handle
+
+        return {name: handler(operation) for name, operation in operations.items()}
+
+
+def results(outcome: Outcome) -> dict[str, object]:
+    """An outcome as the fields of its method's results."""
+    match outcome:
+        case Stored(seq=seq):
+            return {"seq": seq}
+        case Found(value=value, seq=seq):
+            return {"value": value, "seq": seq}
+        case Deleted(existed=existed):
+            return {"existed": existed}
+        case Listed(keys=keys, more=more):
+            return {"keys": list(keys), "more": more}
+        case Used(bytes=used, keys=keys, quota_bytes=quota):
+            return {"bytes": used, "keys": keys, "quotaBytes": quota}
+        case Refuse():
+            raise AssertionError("a refusal is raised, not answered")
+        case _:
+            assert_never(outcome)
+
+
+def text(params: Params, name: str) -> str:
+    """A parameter the schema declares as Text."""
+    value = params[name]
+    assert isinstance(value, str), name
+    return value
+
+
+def data(params: Params, name: str) -> bytes:
+    """A parameter the schema declares as Data."""
+    value = params[name]
+    assert isinstance(value, bytes), name
+    return value
+
+
+def number(params: Params, name: str) -> int:
+    """A parameter the schema declares as an integer."""
+    value = params[name]
+    assert isinstance(value, int), name
+    return value
+
+
+async def main(spine: Spine) -> None:
+    """Serve until cancelled; then finish the transactions that run and leave /persist clean."""
+    gate = Gate(PERSIST)
+    gate.worker.start()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gate.fail_with_worker)
+            await spine.serve(gate.handlers())
+    finally:
+        # Blocks the loop on purpose: nothing else has a right to run between the last commit and the end.
+        gate.worker.stop()
