@@ -6,10 +6,11 @@ A head row carries the persona, the last sequence number and the count of keys; 
 over its persona, key, number and value. Both are checked, because SQLite checks neither.
 
 Touches: files of one directory, from one thread, the one that opened the store.
-Never: answers before its caller commits; creates a file in answer to a read; repairs or removes a damaged file.
-Fails: `Corrupt` when the file cannot be what was written, `Rotten` when one record cannot, `Full` when the device has no room and
-nothing was written, `OverQuota` likewise for the quota. Any other error of SQLite (a failed write or sync
-above all) is passed on as it is: after it nobody knows what is on the device, and the process must end.
+Never: creates a file in answer to a read; repairs or removes a damaged file.
+Fails: `Corrupt` when the file cannot be what was written, `Rotten` when one record cannot, `Full` when the
+device has no room and nothing was written, `OverQuota` likewise for the quota. Any other error of SQLite (a
+failed write or sync above all) is passed on as it is: after it nobody knows what is on the device, and the
+process must end.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ FORMAT: Final = 1
 INCOMING: Final = "incoming"
 # The log is folded into the file when it is longer than this: recovery stays short and the device free.
 LOG_BYTES_MAX: Final = 256 << 10
-# Above the quota the file may still grow by one value (a write is measured, then rolled back) and by the pages
-# that balancing a tree takes while a delete runs.
+# Above the quota the file may still grow by one value (a write is measured, then rolled back) and by the
+# pages that balancing a tree takes while a delete runs.
 HARD_WALL_PAGES: Final = (QUOTA_BYTES + 2 * VALUE_BYTES_MAX) // PAGE_BYTES + 64
 # Pages given back to the device in one step; bounds the log that the step writes.
 TRIM_PAGES: Final = 128
@@ -89,7 +90,7 @@ class Corrupt(Exception):
 
 
 class Rotten(Exception):
-    """One record is not what was put; the others are not touched by that, and it can be replaced or deleted."""
+    """One record is not what was put. The others are, and this one can be replaced or deleted."""
 
 
 class Full(Exception):
@@ -311,7 +312,7 @@ class Store:
     # Records.
 
     def put(self, key: bytes, value: bytes) -> int:
-        """Store a value; the new sequence number. Raises OverQuota (only this put is undone), Full, Corrupt."""
+        """Store a value; its sequence number. Raises OverQuota (this put alone is undone), Full, Corrupt."""
         with _typed():
             execute = self._connection.execute
             before = self.used_bytes()

@@ -28,7 +28,7 @@ from organs.gate.verdict import Delete, Get, List, Operation, Put, Refuse, Usage
 
 # Stores open at once. Each holds a page cache, two descriptors and a log.
 CONNECTIONS_MAX: Final = 8
-# Without a request for this long the logs are folded into their files. Then nothing is written until the next.
+# Without a request for this long the logs are folded into their files; then nothing is written any more.
 IDLE_S: Final = 0.5
 # Free pages a store may keep for its next puts; more is given back when idle (1 MiB).
 FREE_PAGES_KEPT: Final = 256
@@ -218,11 +218,11 @@ class Worker:
     def _together(self, persona: str, operations: list[Operation]) -> list[Outcome]:
         if persona in self._corrupt:
             raise Corrupt(self._corrupt[persona])
-        if not self._ballast.in_place and any(isinstance(operation, Put) for operation in operations):
-            # Room may have come back; without the reserve no put may take any.
-            if not self._ballast.take():
-                raise Full("the reserve is not in place")
-        store = self._store(persona, create=any(isinstance(operation, Put) for operation in operations))
+        puts = any(isinstance(operation, Put) for operation in operations)
+        # Without the reserve no put may take any room; room may have come back meanwhile.
+        if puts and not self._ballast.take():
+            raise Full("the reserve is not in place")
+        store = self._store(persona, create=puts)
         if isinstance(store, Refuse):
             return [store if isinstance(o, Put) else _absent(o, self._quota_bytes) for o in operations]
         if store is None:
