@@ -1,0 +1,1 @@
+"""The bus: how organs call each other. It knows no organ by name; the schemas name them."""
