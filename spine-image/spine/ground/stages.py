@@ -14,7 +14,7 @@ LINE_MAX = 4096
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|.)")
 _STAGE = re.compile(r"spine: stage ([a-z0-9_.-]{1,64}) (\d{1,12})\b")
 _FIRMWARE = re.compile(r"BdsDxe|UEFI|EDK II|TianoCore")
-_LOADER = re.compile(r"BdsDxe: starting|systemd-boot|Boot in \d|EFI stub")
+_LOADER = re.compile(r"BdsDxe: starting (?!.*Shell)|systemd-boot|Boot in \d|EFI stub")
 _KERNEL = re.compile(r"^\[ *\d+\.\d+\]|Linux version")
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 

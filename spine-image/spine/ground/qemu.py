@@ -1,0 +1,470 @@
+"""The machine: the real image in QEMU, under UEFI.
+
+`Machine` is one QEMU process with its files in one directory; the one that `./spine boot` starts lives in
+the state directory, tests have their own elsewhere, side by side. Touches that directory, a socket
+directory and the processes it starts. The guest has no network card, and QEMU offers it nothing of the host
+but the disk, the port and random bytes. Every wait has a deadline; what fails says how far the boot came
+and shows the last lines.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spine import paths
+from spine.errors import Exit, SpineError
+from spine.ground import accel as acceleration
+from spine.ground import picture, state
+from spine.ground.port import Port
+from spine.ground.qmp import ANSWER_S, Qmp, QmpError
+from spine.ground.stages import Stage, Stages, last_lines, plain
+
+# The machine's size. The spine itself needs a tenth of the memory; the rest is for what it will carry.
+MEMORY_MIB = 512
+CPUS = 2
+# From power-on to ready. Tried: about 20 s emulated on two cores; hosts differ, and other work runs beside.
+READY_S = {"kvm": 90.0, "tcg": 300.0}
+# A kernel under KVM speaks within a second or two; one that is silent this long is not running.
+SILENT_S = 20.0
+# How often the serial file is looked at.
+LOOK_S = 0.05
+# bay0 gives its organs 5 s to stop, widened up to eightfold on slow grounds; then QEMU is ended.
+STOP_S = 60.0
+KILL_S = 10.0
+SERIAL_LINES_SHOWN = 20
+
+# Code and variables of one build belong together; the 4M build is the one newer systems still carry.
+FIRMWARE = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+)
+
+DISK_NODE = "disk"
+Blockdev = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides QEMU's command line."""
+
+    disk: Path
+    variables: Path
+    firmware: Path
+    serial: Path
+    sockets: Path
+    pidfile: Path
+    accel: str
+    memory_mib: int = MEMORY_MIB
+    cpus: int = CPUS
+    no_reboot: bool = False
+    display: bool = False
+    # What stands in for the plain disk; the node named `DISK_NODE` is what the guest sees.
+    blockdevs: tuple[Blockdev, ...] = ()
+    extra: tuple[str, ...] = ()
+
+
+def arguments(plan: Plan) -> list[str]:
+    """QEMU's command line. Pure."""
+    words = [acceleration.QEMU, "-name", "alpine-spine", "-nodefaults", "-no-user-config"]
+    words += ["-machine", "q35,pflash0=code,pflash1=variables"]
+    words += ["-accel", "tcg,thread=multi" if plan.accel == "tcg" else plan.accel]
+    words += ["-cpu", acceleration.CPU, "-smp", str(plan.cpus), "-m", str(plan.memory_mib)]
+    nodes: list[Blockdev] = [
+        _file_node("code", plan.firmware, read_only=True),
+        _file_node("variables", plan.variables),
+        *(plan.blockdevs or (_file_node(DISK_NODE, plan.disk, discard="unmap"),)),
+    ]
+    for node in nodes:
+        words += ["-blockdev", json.dumps(node)]
+    words += ["-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=0"]
+    words += ["-device", "virtio-gpu-pci", "-display", "gtk" if plan.display else "none"]
+    words += _socket_chardev("port", plan.sockets / "port.sock")
+    words += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=spine.operator"]
+    words += _socket_chardev("qmp", plan.sockets / "qmp.sock")
+    words += ["-mon", "chardev=qmp,mode=control"]
+    words += ["-chardev", f"file,id=serial,path={_comma(plan.serial)}", "-serial", "chardev:serial"]
+    words += ["-device", "i6300esb", "-action", "watchdog=reset"]
+    words += ["-object", "rng-random,id=random,filename=/dev/urandom"]
+    words += ["-device", "virtio-rng-pci,rng=random"]
+    words += ["-nic", "none", "-pidfile", str(plan.pidfile)]
+    if plan.display:
+        words += ["-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci"]
+    if plan.no_reboot:
+        words += ["-action", "reboot=shutdown"]
+    return [*words, *plan.extra]
+
+
+class Machine:
+    """One QEMU machine. Its files are `serial.log`, `qemu.log`, `vars.fd` and `state.json` in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.serial_path = directory / "serial.log"
+        self.log_path = directory / "qemu.log"
+        self.accel = ""
+        self.disk: Path | None = None
+        self.exit_code: int | None = None
+        self._sockets: Path | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._process: state.Process | None = None
+
+    @classmethod
+    def attach(cls, directory: Path) -> "Machine | None":
+        """The machine that runs out of this directory, whoever started it; None when none does."""
+        ground = state.read(directory)
+        if ground is None or ground.kind != "machine":
+            return None
+        machine = cls(directory)
+        machine.accel, machine.disk = ground.accel, ground.disk
+        machine._sockets, machine._process = ground.port.parent, ground.process
+        return machine
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process number. SpineError (4) when it was never started."""
+        if self._process is None:
+            raise SpineError(
+                "no machine runs", f"{self.directory} has none", "./spine boot", Exit.NO_SUCH_THING
+            )
+        return self._process.pid
+
+    @property
+    def sockets(self) -> Path:
+        """The directory of `port.sock` and `qmp.sock`; made when it is not there."""
+        if self._sockets is None:
+            self._sockets = paths.sockets(self.directory)
+        return self._sockets
+
+    @property
+    def port_path(self) -> Path:
+        """The unix socket of the operator's port."""
+        return self.sockets / "port.sock"
+
+    def start(
+        self,
+        disk: Path,
+        *,
+        accel: str = "tcg",
+        variables: Path | None = None,
+        blockdevs: Sequence[Blockdev] = (),
+        no_reboot: bool = False,
+        display: bool = False,
+        memory_mib: int = MEMORY_MIB,
+        extra: Sequence[str] = (),
+    ) -> None:
+        """Power on; returns when QEMU answers, long before the guest does.
+
+        `disk` is written to. `variables` are the firmware's (a new copy of its own when not given).
+        `blockdevs` replace the plain disk: nodes in the order of their making, the guest's named `DISK_NODE`.
+        `no_reboot` makes a reset end QEMU. SpineError: QEMU or its firmware is missing, or it ended at once.
+        """
+        if self.alive():
+            raise SpineError(
+                "the machine runs already", f"QEMU is process {self.pid}", "./spine stop", Exit.REFUSED
+            )
+        code, empty = firmware()
+        paths.private(self.directory)
+        if variables is None:
+            variables = self.directory / "vars.fd"
+            shutil.copyfile(empty, variables)
+        for name in ("port.sock", "qmp.sock"):
+            (self.sockets / name).unlink(missing_ok=True)
+        plan = Plan(
+            disk=disk,
+            variables=variables,
+            firmware=code,
+            serial=self.serial_path,
+            sockets=self.sockets,
+            pidfile=self.directory / "qemu.pid",
+            accel=accel,
+            memory_mib=memory_mib,
+            no_reboot=no_reboot,
+            display=display,
+            blockdevs=tuple(blockdevs),
+            extra=tuple(extra),
+        )
+        self.serial_path.write_bytes(b"")
+        with open(self.log_path, "wb") as log:
+            try:
+                # A session of its own: ctrl-C at the terminal is for ./spine and not for the machine.
+                self._child = subprocess.Popen(
+                    arguments(plan), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            except FileNotFoundError as error:
+                raise _no_qemu() from error
+        self.exit_code, self.accel, self.disk = None, accel, disk
+        self._process = state.Process.of(self._child.pid)
+        self._wait_for_qmp()
+        if self._process is None:
+            raise self._ended("at once")
+        state.write(
+            self.directory,
+            state.Ground(
+                kind="machine",
+                process=self._process,
+                disk=disk,
+                port=self.port_path,
+                console=self.serial_path,
+                accel=accel,
+            ),
+        )
+
+    def alive(self) -> bool:
+        """Whether QEMU runs."""
+        if self._child is not None and self.exit_code is None:
+            self.exit_code = self._child.poll()
+        return self._process is not None and self.exit_code is None and self._process.alive()
+
+    def mark(self) -> int:
+        """How long the serial output is now; give it to `wait_ready` to wait for what comes after."""
+        try:
+            return self.serial_path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def serial(self, since: int = 0) -> str:
+        """The serial output from a mark on, as plain text."""
+        return plain(self._serial_bytes(since))
+
+    def wait_ready(
+        self,
+        deadline_s: float | None = None,
+        *,
+        since: int = 0,
+        silent_s: float | None = None,
+        on_stage: Callable[[Stage], None] = lambda _stage: None,
+    ) -> None:
+        """Wait until bay0 says ready and the operator answers a hello.
+
+        BootError: the time is up (124), or QEMU ended (1); it says the stage that was reached and carries the
+        last lines of the serial output. `silent_s` gives up sooner (`Silent`) when not even the kernel spoke.
+        """
+        limit_s = READY_S.get(self.accel, READY_S["tcg"]) if deadline_s is None else deadline_s
+        began = time.monotonic()
+        self._follow(began, limit_s, since, silent_s, on_stage, "ready")
+        with Port(self.port_path, deadline_s=max(1.0, began + limit_s - time.monotonic())):
+            on_stage(Stage("port"))
+
+    def wait_stage(self, name: str, deadline_s: float, *, since: int = 0) -> None:
+        """Wait for one stage (`kernel`, `organ.gate`, `healthy`, ...) in the serial output after a mark."""
+        self._follow(time.monotonic(), deadline_s, since, None, lambda _stage: None, name)
+
+    def wait_serial(self, text: str, deadline_s: float, *, since: int = 0) -> None:
+        """Wait until the serial output after a mark holds `text`. SpineError (124, or 1 when QEMU ends)."""
+        end = time.monotonic() + deadline_s
+        while text not in self.serial(since):
+            if not self.alive() and text not in self.serial(since):
+                raise self._ended(f"before it said {text!r}")
+            if time.monotonic() > end:
+                raise self._stuck(f"the machine did not say {text!r} within {deadline_s:.0f} s", Stages())
+            time.sleep(LOOK_S)
+
+    def port(self, deadline_s: float | None = None) -> Port:
+        """A connection to the operator's port."""
+        return Port(self.port_path) if deadline_s is None else Port(self.port_path, deadline_s=deadline_s)
+
+    @contextlib.contextmanager
+    def qmp(self, deadline_s: float = ANSWER_S) -> Iterator[Qmp]:
+        """A session with QEMU. QmpError."""
+        with Qmp(self.sockets / "qmp.sock", deadline_s) as session:
+            yield session
+
+    def screendump(self, target: Path) -> None:
+        """Save a picture of the screen, as PNG when the name ends so, else as PPM. QmpError."""
+        ppm = target if target.suffix != ".png" else target.with_suffix(".ppm")
+        with self.qmp() as session:
+            session.execute("screendump", {"filename": str(ppm.absolute())})
+        if ppm != target:
+            target.write_bytes(picture.png(ppm.read_bytes()))
+            ppm.unlink()
+
+    def reset(self) -> None:
+        """Press the reset button. QmpError."""
+        with self.qmp() as session:
+            session.execute("system_reset")
+
+    def power_button(self) -> None:
+        """Press the power button; bay0 shuts down in order. QmpError."""
+        with self.qmp() as session:
+            session.execute("system_powerdown")
+
+    def kill(self) -> None:
+        """End QEMU at once (SIGKILL). Not a power cut: what it wrote stays. Harmless when it is dead."""
+        if self._process is not None and self._process.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+            self.wait_exit(KILL_S)
+        self.forget()
+
+    def stop(self, deadline_s: float = STOP_S) -> bool:
+        """Power button, then the plug after the deadline; True when the shutdown was orderly."""
+        orderly = False
+        if self.alive():
+            with contextlib.suppress(QmpError):
+                self.power_button()
+                orderly = self._wait_end(deadline_s)
+            if not orderly:
+                with contextlib.suppress(QmpError), self.qmp() as session:
+                    session.execute("quit")
+                self._wait_end(KILL_S)
+        self.kill()
+        return orderly
+
+    def wait_exit(self, deadline_s: float) -> int | None:
+        """Wait until QEMU has ended; its exit code, None when it is not our child. SpineError (124)."""
+        if not self._wait_end(deadline_s):
+            raise self._stuck(f"QEMU did not end within {deadline_s:.0f} s", Stages())
+        return self.exit_code
+
+    def forget(self) -> None:
+        """Remove what only a running machine needs: record, sockets."""
+        state.forget(self.directory)
+        (self.directory / "qemu.pid").unlink(missing_ok=True)
+        for name in ("port.sock", "port.lock", "qmp.sock"):
+            (self.sockets / name).unlink(missing_ok=True)
+        if self.sockets != self.directory:
+            with contextlib.suppress(OSError):
+                self.sockets.rmdir()
+            self._sockets = None
+
+    def _follow(
+        self,
+        began: float,
+        limit_s: float,
+        since: int,
+        silent_s: float | None,
+        on_stage: Callable[[Stage], None],
+        wanted: str,
+    ) -> None:
+        stages = Stages()
+        at = since
+        while True:
+            data = self._serial_bytes(at)
+            at += len(data)
+            for stage in stages.feed(data):
+                on_stage(stage)
+                if stage.name == wanted:
+                    return
+            elapsed = time.monotonic() - began
+            if not data:
+                if not self.alive() and self.mark() <= at:
+                    raise self._ended(f"before it was {wanted}", stages)
+                if elapsed > limit_s:
+                    raise self._stuck(f"the machine was not {wanted} within {limit_s:.0f} s", stages)
+                if silent_s is not None and elapsed > silent_s and not _spoke(stages):
+                    raise Silent(f"the kernel was silent for {silent_s:.0f} s", *stages.cause())
+                time.sleep(LOOK_S)
+
+    def _wait_for_qmp(self) -> None:
+        end = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                with self.qmp():
+                    return
+            except QmpError as error:
+                if not self.alive():
+                    raise self._ended("at once") from error
+                if time.monotonic() > end:
+                    self.kill()
+                    raise self._stuck(f"QEMU was not there after {ANSWER_S:.0f} s", Stages()) from error
+                time.sleep(LOOK_S)
+
+    def _wait_end(self, deadline_s: float) -> bool:
+        end = time.monotonic() + deadline_s
+        while self.alive():
+            if time.monotonic() > end:
+                return False
+            time.sleep(LOOK_S)
+        return True
+
+    def _serial_bytes(self, since: int) -> bytes:
+        try:
+            with open(self.serial_path, "rb") as file:
+                file.seek(since)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def _ended(self, when: str, stages: Stages | None = None) -> SpineError:
+        log = last_lines(self.log_path.read_bytes() if self.log_path.exists() else b"", 1)
+        why = f"exit code {self.exit_code}{': ' + log[0] if log else ''}"
+        if stages is not None:
+            why = f"{why}; stage {stages.reached or 'none'}: {stages.cause()[0]}"
+        return BootError(f"QEMU ended {when}", why, f"less '{self.serial_path}'", self._shown())
+
+    def _stuck(self, what: str, stages: Stages) -> SpineError:
+        why, fix = stages.cause()
+        reached = f"stage {stages.reached or 'none'}: " if stages.reached or not self.mark() else ""
+        return BootError(what, reached + why, fix, self._shown(), Exit.TIMEOUT)
+
+    def _shown(self) -> list[str]:
+        return last_lines(self._serial_bytes(0), SERIAL_LINES_SHOWN)
+
+
+class BootError(SpineError):
+    """A boot that failed; `shown` are the last lines of the console."""
+
+    def __init__(
+        self, what: str, why: str, fix: str, shown: Sequence[str], exit_code: int = Exit.FAILED
+    ) -> None:
+        super().__init__(what, why, fix, exit_code)
+        self.shown = list(shown)
+
+    def __str__(self) -> str:
+        return "\n".join([self.what, self.why, *self.shown])
+
+
+class Silent(SpineError):
+    """Not even the kernel spoke: the accelerator is to blame."""
+
+
+def firmware() -> tuple[Path, Path]:
+    """The UEFI firmware and its empty variables. SpineError (3)."""
+    for code, variables in FIRMWARE:
+        if os.path.exists(code) and os.path.exists(variables):
+            return Path(code), Path(variables)
+    raise SpineError(
+        "there is no UEFI firmware for QEMU",
+        f"{FIRMWARE[0][0]} is not there",
+        "apt-get install --no-install-recommends ovmf",
+        Exit.HOST_NOT_READY,
+    )
+
+
+def _no_qemu() -> SpineError:
+    return SpineError(
+        "there is no QEMU",
+        f"{acceleration.QEMU} is not installed",
+        "apt-get install --no-install-recommends qemu-system-x86",
+        Exit.HOST_NOT_READY,
+    )
+
+
+def _spoke(stages: Stages) -> bool:
+    return stages.reached not in ("", "firmware", "boot loader")
+
+
+def _file_node(name: str, path: Path, *, read_only: bool = False, discard: str = "ignore") -> Blockdev:
+    return {
+        "driver": "raw",
+        "node-name": name,
+        "read-only": read_only,
+        "discard": discard,
+        "file": {"driver": "file", "filename": str(path), "read-only": read_only, "discard": discard},
+    }
+
+
+def _socket_chardev(name: str, path: Path) -> list[str]:
+    return ["-chardev", f"socket,id={name},path={_comma(path)},server=on,wait=off"]
+
+
+def _comma(path: Path) -> str:
+    """QEMU splits these options at commas; a doubled one stands for itself."""
+    return str(path).replace(",", ",,")
