@@ -18,10 +18,11 @@ from typing import Protocol, assert_never
 import trio
 
 from bus.envelope import Failure
+from organs import layout
 from organs.gate.verdict import Delete, Get, List, Operation, Put, Refuse, Usage, admit
 from organs.gate.worker import Deleted, Found, Listed, Outcome, Stored, Used, Worker
 
-PERSIST = Path("/persist")
+PERSIST = Path(layout.PERSIST)
 
 Params = Mapping[str, object]
 Handler = Callable[[object, Params], Awaitable[dict[str, object]]]

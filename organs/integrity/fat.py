@@ -1,0 +1,239 @@
+"""Where the files of EFI/Linux have their names on a FAT volume: a reader of directories, and nothing more.
+
+Decides: from the bytes of an unmounted FAT16 or FAT32 volume, which entries `EFI/Linux` has, and at which
+byte of the volume each character of each long name lies. Bytes come through a callable, so the same code
+reads a partition, an image and a test's mutation.
+Never: writes, follows a file's data, trusts a number it read without a bound; a chain that loops or a
+directory without end is an error, not a wait.
+Fails: with `BadVolume`, whatever the bytes are.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+Read = Callable[[int, int], bytes]
+
+DIRECTORY: Final = ("EFI", "Linux")
+# A directory of 8192 entries. EFI/Linux holds a handful; what is larger is not ours and is not walked.
+DIRECTORY_BYTES_MAX: Final = 256 * 1024
+
+_BOOT_BYTES: Final = 512
+_ENTRY_BYTES: Final = 32
+_SECTOR_BYTES: Final = frozenset({512, 1024, 2048, 4096})
+_FREE: Final = 0xE5
+_END: Final = 0x00
+_LONG: Final = 0x0F
+_ATTRIBUTES: Final = 0x3F
+_VOLUME: Final = 0x08
+_SUBDIRECTORY: Final = 0x10
+_LAST_PART: Final = 0x40
+_LOWER_STEM: Final = 0x08
+_LOWER_EXTENSION: Final = 0x10
+# A long name has at most 255 UTF-16 units, 13 in each entry.
+_PARTS_MAX: Final = 20
+# Where an entry of a long name keeps its 13 units.
+_UNITS: Final = (*range(1, 11, 2), *range(14, 26, 2), *range(28, 32, 2))
+# FAT16 below this count of clusters would be FAT12, which no firmware volume of this size uses.
+_FAT16_CLUSTERS_MIN: Final = 4085
+_FAT16_CLUSTERS_MAX: Final = 65524
+
+
+class BadVolume(Exception):
+    """The bytes are not a FAT volume with an EFI/Linux that can be walked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One name in a directory. `at[i]` is the byte of the volume where unit i of a long name begins; a short
+    name has no positions."""
+
+    name: str
+    at: tuple[int, ...]
+    cluster: int
+    directory: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Volume:
+    """The geometry, in bytes and clusters."""
+
+    cluster_bytes: int
+    clusters: int
+    table_at: int
+    data_at: int
+    # The root directory of FAT16 is a region, that of FAT32 a chain.
+    root_at: int
+    root_bytes: int
+    root_cluster: int
+    wide: bool
+
+
+def entries(read: Read) -> tuple[Entry, ...]:
+    """The entries of EFI/Linux, files and all. Raises BadVolume, and what `read` raises."""
+    volume = _volume(read)
+    found: list[Entry] = list(_parse(_root(read, volume), volume.wide))
+    for wanted in DIRECTORY:
+        inner = [e for e in found if e.directory and e.name.lower() == wanted.lower()]
+        if not inner:
+            raise BadVolume(f"no directory {wanted}")
+        found = list(_parse(_chain(read, volume, inner[0].cluster), volume.wide))
+    return tuple(found)
+
+
+def _exactly(read: Read, offset: int, length: int) -> bytes:
+    data = read(offset, length)
+    if len(data) != length:
+        raise BadVolume(f"the volume ends before byte {offset + length}")
+    return data
+
+
+def _volume(read: Read) -> _Volume:
+    boot = _exactly(read, 0, _BOOT_BYTES)
+    sector_bytes, cluster_sectors, reserved, tables, root_entries, sectors16 = struct.unpack_from(
+        "<HBHBHH", boot, 11
+    )
+    (table16,) = struct.unpack_from("<H", boot, 22)
+    sectors32, table32 = struct.unpack_from("<II", boot, 32)
+    (root_cluster,) = struct.unpack_from("<I", boot, 44)
+    if boot[510:512] != b"\x55\xaa":
+        raise BadVolume("no boot sector signature")
+    if sector_bytes not in _SECTOR_BYTES or cluster_sectors not in {1 << i for i in range(8)}:
+        raise BadVolume(f"sectors of {sector_bytes} bytes, clusters of {cluster_sectors} sectors")
+    # Firmware decides the kind of FAT the same way: FAT32 has no 16-bit length of its table.
+    wide = table16 == 0
+    table_sectors = table32 if wide else table16
+    sectors = sectors16 or sectors32
+    if not reserved or not 1 <= tables <= 2 or not table_sectors or (wide and root_entries):
+        raise BadVolume("the boot sector contradicts itself")
+    root_sectors = -(-root_entries * _ENTRY_BYTES // sector_bytes)
+    data_sector = reserved + tables * table_sectors + root_sectors
+    clusters = (sectors - data_sector) // cluster_sectors
+    if clusters < 1:
+        raise BadVolume("no room for data")
+    if not wide and not _FAT16_CLUSTERS_MIN <= clusters <= _FAT16_CLUSTERS_MAX:
+        raise BadVolume(f"{clusters} clusters are not FAT16")
+    if (clusters + 2) * (4 if wide else 2) > table_sectors * sector_bytes:
+        raise BadVolume("the table is shorter than the volume")
+    return _Volume(
+        cluster_bytes=cluster_sectors * sector_bytes,
+        clusters=clusters,
+        table_at=reserved * sector_bytes,
+        data_at=data_sector * sector_bytes,
+        root_at=(reserved + tables * table_sectors) * sector_bytes,
+        root_bytes=root_entries * _ENTRY_BYTES,
+        root_cluster=root_cluster,
+        wide=wide,
+    )
+
+
+# A stretch of a directory: where it lies and what it holds.
+_Stretch = tuple[int, bytes]
+
+
+def _root(read: Read, volume: _Volume) -> Iterator[_Stretch]:
+    if volume.wide:
+        yield from _chain(read, volume, volume.root_cluster)
+    else:
+        length = min(volume.root_bytes, DIRECTORY_BYTES_MAX)
+        yield volume.root_at, _exactly(read, volume.root_at, length)
+
+
+def _chain(read: Read, volume: _Volume, first: int) -> Iterator[_Stretch]:
+    """The clusters of a directory in order."""
+    cluster = first
+    seen: set[int] = set()
+    while True:
+        if not 2 <= cluster < volume.clusters + 2:
+            raise BadVolume(f"a directory's chain leads to cluster {cluster}")
+        if cluster in seen:
+            raise BadVolume("a directory's chain is a loop")
+        seen.add(cluster)
+        if len(seen) * volume.cluster_bytes > DIRECTORY_BYTES_MAX:
+            raise BadVolume("a directory is longer than any of ours")
+        at = volume.data_at + (cluster - 2) * volume.cluster_bytes
+        yield at, _exactly(read, at, volume.cluster_bytes)
+        if volume.wide:
+            cluster = int.from_bytes(_exactly(read, volume.table_at + 4 * cluster, 4), "little") & 0x0FFFFFFF
+            ended = cluster >= 0x0FFFFFF8
+        else:
+            cluster = int.from_bytes(_exactly(read, volume.table_at + 2 * cluster, 2), "little")
+            ended = cluster >= 0xFFF8
+        if ended:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One entry of a long name."""
+
+    number: int
+    checksum: int
+    units: tuple[int, ...]
+    at: tuple[int, ...]
+
+
+def _parse(stretches: Iterator[_Stretch], wide: bool) -> Iterator[Entry]:
+    """The live entries. Parts of a long name that do not belong to the entry behind them are leftovers of
+    another writer. Every reader of FAT ignores them, and so must this one, or it would see other names than
+    the firmware does."""
+    parts: list[_Part] = []
+    for base, data in stretches:
+        for offset in range(0, len(data), _ENTRY_BYTES):
+            raw = data[offset : offset + _ENTRY_BYTES]
+            if raw[0] == _END:
+                return
+            if raw[0] == _FREE:
+                parts = []
+            elif raw[11] & _ATTRIBUTES == _LONG:
+                parts = _extend(parts, raw, base + offset)
+            else:
+                if not raw[11] & _VOLUME:
+                    yield _entry(raw, parts, wide)
+                parts = []
+
+
+def _extend(parts: list[_Part], raw: bytes, at: int) -> list[_Part]:
+    """The parts so far and one more, or none when it does not continue them."""
+    number = raw[0] & ~_LAST_PART
+    part = _Part(
+        number,
+        raw[13],
+        tuple(int.from_bytes(raw[i : i + 2], "little") for i in _UNITS),
+        tuple(at + i for i in _UNITS),
+    )
+    if raw[0] & _LAST_PART:
+        return [part] if 1 <= number <= _PARTS_MAX else []
+    if parts and number == parts[-1].number - 1 and number >= 1 and part.checksum == parts[-1].checksum:
+        return [*parts, part]
+    return []
+
+
+def _entry(raw: bytes, parts: list[_Part], wide: bool) -> Entry:
+    high, low = struct.unpack_from("<H", raw, 20)[0], struct.unpack_from("<H", raw, 26)[0]
+    cluster = high << 16 | low if wide else low
+    directory = bool(raw[11] & _SUBDIRECTORY)
+    if parts and parts[-1].number == 1 and parts[-1].checksum == _checksum(raw[:11]):
+        # The parts come last first.
+        units = [unit for part in reversed(parts) for unit in part.units]
+        at = [position for part in reversed(parts) for position in part.at]
+        length = units.index(0) if 0 in units else len(units)
+        # One character for each unit, so that a name's index is the index of its position.
+        name = "".join(map(chr, units[:length]))
+        return Entry(name=name, at=tuple(at[:length]), cluster=cluster, directory=directory)
+    stem, extension = raw[:8].rstrip(b" "), raw[8:11].rstrip(b" ")
+    # A short name is upper case; two bits say that a part of it is meant in lower case.
+    stem = stem.lower() if raw[12] & _LOWER_STEM else stem
+    extension = extension.lower() if raw[12] & _LOWER_EXTENSION else extension
+    name = (stem + b"." + extension if extension else stem).decode("latin-1")
+    return Entry(name=name, at=(), cluster=cluster, directory=directory)
+
+
+def _checksum(short: bytes) -> int:
+    total = 0
+    for byte in short:
+        total = ((total & 1) << 7 | total >> 1) + byte & 0xFF
+    return total

@@ -1,0 +1,129 @@
+"""integrity: knows which slot runs and keeps the boot counter armed.
+
+After bay0 says "healthy" it sets the running slot's counter back to all its attempts; `slots` tells what the
+ESP says. What the names mean is decided in `organs/integrity/rearm.py`.
+
+Touches: the ESP's block device by the descriptor it was handed, /run/spine/organs.json to read.
+Never: mounts anything, writes more than the sector that holds the counter, touches the other slot's name.
+Fails: an ESP that cannot be read or patched is said on stderr and in the answer of `slots`; the machine runs
+on without a re-armed counter, and its attempts run out, which ends in the other slot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from bus.envelope import Code, Failure
+from organs import layout
+from organs.integrity import patch, rearm
+from organs.integrity.fat import BadVolume, Entry, entries
+
+HEALTHY = "healthy"
+DEVICE = "device:esp"
+
+Handler = Callable[[object, Mapping[str, object]], Awaitable[dict[str, object]]]
+
+
+class Spine(Protocol):
+    """What this organ uses of the runtime."""
+
+    @property
+    def fds(self) -> Mapping[str, int]: ...
+
+    async def serve(self, handlers: Mapping[str, Handler]) -> None: ...
+
+    def told(self) -> AsyncIterator[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What bay0 knows of the boot. `slot` is empty where there are no slots."""
+
+    slot: str
+    root_hash: str
+    verified: bool
+
+
+def running(path: Path = Path(layout.ORGANS_JSON)) -> Running:
+    """The boot as bay0 wrote it down. Raises OSError, ValueError."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    boot = document.get("boot") if isinstance(document, dict) else None
+    if not isinstance(boot, dict):
+        raise ValueError(f"{path}: no boot")
+    return Running(str(boot.get("slot") or ""), str(boot.get("rootHash") or ""), boot.get("verified") is True)
+
+
+def names(fd: int) -> tuple[Entry, ...]:
+    """The entries of EFI/Linux on the device. Raises BadVolume, OSError."""
+    return entries(lambda offset, length: os.pread(fd, length, offset))
+
+
+def arm(fd: int, slot: str) -> str:
+    """Give the slot all its attempts again; a sentence about what was done or why nothing was.
+
+    Raises BadVolume, patch.Unpatchable, patch.NotWritten, OSError.
+    """
+    found = names(fd)
+    decided = rearm.decide([entry.name for entry in found], slot)
+    if isinstance(decided, rearm.Nothing):
+        return decided.reason
+    patch.apply(fd, found, decided)  # INV-SLOT-1
+    return ", ".join(
+        f"{found[change.index].name} is now {patch.new_name(found[change.index], change)}"
+        for change in decided
+    )
+
+
+def say(sentence: str) -> None:
+    """One line in the organ's log."""
+    print(f"integrity: {sentence}", file=sys.stderr, flush=True)
+
+
+async def listen(spine: Spine, fd: int | None) -> None:
+    """Do what bay0 says."""
+    async for word in spine.told():
+        if word != HEALTHY:
+            say(f"unable to follow {word!r}: no such word")
+        elif fd is None:
+            say("healthy; no ESP here, so no counter to arm")
+        else:
+            try:
+                say(await trio.to_thread.run_sync(arm, fd, running().slot))
+            except (BadVolume, patch.Unpatchable, patch.NotWritten, OSError) as error:
+                say(f"unable to arm the boot counter: {error}")
+
+
+async def slots(fd: int | None) -> dict[str, object]:
+    """What runs and what the ESP's counters say. Raises Failure."""
+    now = running()
+    counted: list[dict[str, object]] = []
+    if fd is not None:
+        try:
+            found = await trio.to_thread.run_sync(names, fd)
+        except (BadVolume, OSError) as error:
+            raise Failure(Code.CORRUPT, f"the ESP cannot be read: {error}") from None
+        for entry in found:
+            if (counter := rearm.parse(entry.name)) is not None:
+                name = rearm.plain(entry.name, counter)
+                counted.append({"name": name, "left": counter.left, "done": counter.done})
+    return {"active": now.slot, "rootHash": now.root_hash, "verified": now.verified, "entries": counted}
+
+
+async def main(spine: Spine) -> None:
+    """Serve `slots`, and arm the counter when the boot was healthy."""
+    fd = spine.fds.get(DEVICE)
+
+    async def answer(_call: object, _params: Mapping[str, object]) -> dict[str, object]:
+        return await slots(fd)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen, spine, fd)
+        await spine.serve({"slots": answer})

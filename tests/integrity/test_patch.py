@@ -1,0 +1,122 @@
+"""The one write: on real volumes, only the digits change, and other tools read the new name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from organs.integrity import fat, organ, patch, rearm
+from tests.integrity import volumes
+
+
+def differing(before: bytes, after: bytes) -> list[int]:
+    return [i for i, (x, y) in enumerate(zip(before, after, strict=True)) if x != y]
+
+
+def arm(path: Path, slot: str) -> str:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return organ.arm(fd, slot)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.proves("INV-SLOT-1")
+@pytest.mark.parametrize("kind", [16, 32])
+@pytest.mark.parametrize("counter", ["+2-1", "+1-2", "+0-3"])
+def test_rearms_in_place(tmp_path: Path, kind: int, counter: str) -> None:
+    path = volumes.make(
+        tmp_path / "esp.img", kind, ["spine-b+2-1.efi", f"spine-a{counter}.efi", "rescue.efi"], crowd=20
+    )
+    before = path.read_bytes()
+    names = volumes.listing(path)
+    assert arm(path, "a") == f"spine-a{counter}.efi is now spine-a+3-0.efi"
+    after = path.read_bytes()
+    changed = differing(before, after)
+    assert 0 < len(changed) <= 2
+    assert len({at // 512 for at in changed}) == 1
+    assert volumes.listing(path) == names - {f"spine-a{counter}.efi"} | {"spine-a+3-0.efi"}
+    assert volumes.mtools(path, "mtype", "::EFI/Linux/spine-a+3-0.efi") == f"spine-a{counter}.efi"
+    check = subprocess.run(["fsck.vfat", "-n", str(path)], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stdout
+    assert arm(path, "a") == "the counter is armed"
+    assert path.read_bytes() == after
+
+
+def test_after_a_real_rename(tmp_path: Path) -> None:
+    """As systemd-boot does it, down to nothing left, with the leftovers of each rename in the directory."""
+    path = volumes.make(tmp_path / "esp.img", 32, ["spine-a+3-0.efi", "spine-b+3-0.efi"])
+    for _ in range(2):
+        for old, new in (("+3-0", "+2-1"), ("+2-1", "+1-2"), ("+1-2", "+0-3")):
+            volumes.mtools(path, "mren", f"::EFI/Linux/spine-a{old}.efi", f"spine-a{new}.efi")
+        arm(path, "a")
+        assert volumes.listing(path) == {"spine-a+3-0.efi", "spine-b+3-0.efi"}
+
+
+def test_a_second_name_of_the_file_is_put_out_of_the_way(tmp_path: Path) -> None:
+    path = volumes.make(tmp_path / "esp.img", 32, ["spine-a+2-1.efi", "spine-a+1-2.efi", "spine-b+3-0.efi"])
+    data = bytearray(path.read_bytes())
+    at = {
+        e.name: volumes.short_entry(data, e.at[0])
+        for e in fat.entries(lambda o, n: bytes(data[o : o + n]))
+        if e.at
+    }
+    volumes.share_chain(data, at["spine-a+2-1.efi"], at["spine-a+1-2.efi"])
+    path.write_bytes(data)
+    arm(path, "a")
+    assert volumes.listing(path) == {"spine-a+3-0.efi", "spine-a+0-9.efi", "spine-b+3-0.efi"}
+
+
+@pytest.mark.proves("INV-SLOT-2")
+def test_a_counter_across_two_sectors_is_not_touched(tmp_path: Path) -> None:
+    """One write could not change it whole. The digits are moved apart by hand: no tool writes them so."""
+    path = volumes.make(tmp_path / "esp.img", 32, ["spine-a+2-1.efi"])
+    fd = os.open(path, os.O_RDWR)
+    try:
+        found = organ.names(fd)
+        changes = rearm.decide([e.name for e in found], "a")
+        assert isinstance(changes, tuple)
+        (change,) = changes
+        entry = found[change.index]
+        apart = list(entry.at)
+        apart[change.counted.done_at] += patch.SECTOR_BYTES
+        split = fat.Entry(name=entry.name, at=tuple(apart), cluster=entry.cluster, directory=False)
+        before = path.read_bytes()
+        entries = [split if e is entry else e for e in found]
+        with pytest.raises(patch.Unpatchable):
+            patch.apply(fd, entries, changes)
+    finally:
+        os.close(fd)
+    assert path.read_bytes() == before
+
+
+def test_bytes_that_changed_meanwhile_are_not_overwritten(tmp_path: Path) -> None:
+    path = volumes.make(tmp_path / "esp.img", 16, ["spine-a+2-1.efi"])
+    fd = os.open(path, os.O_RDWR)
+    try:
+        found = organ.names(fd)
+        changes = rearm.decide([e.name for e in found], "a")
+        assert isinstance(changes, tuple)
+        volumes.mtools(path, "mren", "::EFI/Linux/spine-a+2-1.efi", "spine-a+1-2.efi")
+        before = path.read_bytes()
+        try:
+            patch.apply(fd, found, changes)
+        except patch.Unpatchable:
+            assert path.read_bytes() == before
+        else:
+            pytest.fail("a name that is gone was patched")
+    finally:
+        os.close(fd)
+
+
+def test_a_device_that_refuses_writes_says_so(tmp_path: Path) -> None:
+    path = volumes.make(tmp_path / "esp.img", 16, ["spine-a+2-1.efi"])
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            organ.arm(fd, "a")
+    finally:
+        os.close(fd)
