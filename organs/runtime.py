@@ -69,7 +69,7 @@ class Spine:
         self.generation = generation
         self.fds = fds
         self.schemas = wire.load(layout.SCHEMAS)
-        self.bus = client.Bus(self.schemas, layout.BUS, caller=name)
+        self.bus = client.Bus(self.schemas, name, layout.BUS)
         self._heartbeat_ms = heartbeat_ms
         self._control: trio.socket.SocketType | None = None
         self._words_in, self._words_out = trio.open_memory_channel[str](WORDS_MAX)
@@ -77,7 +77,10 @@ class Spine:
         self._asking = trio.Lock()
 
     async def serve(self, handlers: Mapping[str, server.Handler]) -> None:
-        """Serve this organ's interface on every listener it was handed; ready once they are up. Never returns."""
+        """Serve this organ's interface on every listener it was handed; ready once they are up.
+
+        Never returns.
+        """
         interface = self.schemas.interfaces[self.name]
         listeners = {
             label.removeprefix("listen:"): fd for label, fd in self.fds.items() if label.startswith("listen:")
@@ -152,7 +155,7 @@ class Spine:
             nursery.start_soon(self._beat)
             nursery.start_soon(self._hear)
             nursery.start_soon(self._stop_on_signal, nursery.cancel_scope)
-            nursery.start_soon(self.bus.run)
+            await nursery.start(self.bus.run)
             await main(self)
             raise RuntimeError(f"{self.name}: main returned; an organ serves until it is stopped")
 

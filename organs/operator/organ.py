@@ -23,9 +23,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
+
 from bus.envelope import Code, Envelope, Failure, Kind, PeerError, pack, pack_failure, unpack
 from bus.wire import Method
-
 from organs import layout
 from organs.kernel import network
 from organs.operator.lines import Oversized, Splitter
@@ -163,7 +163,7 @@ class Session:
             return await self._serve_own(method, asked.body, deadline_ns)
         if self._spine.name not in method.callers:  # INV-PORT-2
             raise Failure(Code.FORBIDDEN, f"{method.interface_name}.{method.name} is not for the operator")
-        return await self._spine.bus.peer(method.interface_name).call_raw(method, asked.body, deadline_ns)
+        return await self._spine.bus.peers[method.interface_name].call_raw(method, asked.body, deadline_ns)
 
     async def _serve_own(self, method: Method, body: bytes, deadline_ns: int) -> bytes:
         try:
