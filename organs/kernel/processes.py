@@ -8,6 +8,7 @@ Fails: KernelError from clone3; what is gone already is not an error to kill.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 from collections.abc import Iterator
@@ -104,3 +105,14 @@ def started_ms() -> int:
     with open("/proc/self/stat", encoding="ascii") as file:
         after_name = file.read().rpartition(")")[2].split()
     return int(after_name[19]) * 1000 // os.sysconf("SC_CLK_TCK")
+
+
+def rename(name: str) -> None:
+    """The name that the kernel shows for this process, at most 15 bytes of it."""
+    with open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(name)
+
+
+def park(fd: int, lowest: int) -> int:
+    """A copy of `fd` at `lowest` or above, closed on exec."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)

@@ -1,0 +1,402 @@
+"""The children: carries out what the restart policy decides, and tells it what happens.
+
+Every child goes through the same policy: the zygote, which bay0 starts itself, and the organs, which the
+zygote makes. Descriptors, datagrams and signals come in; starts and kills go out.
+Touches: clone3 and execve for the zygote, the zygote's socket, cgroup.kill, the children's pipes.
+Never: waits for a child; believes what an old incarnation said; starts one beside another.
+Fails: Panic, with its reason, when the policy says so. OSError where the kernel refuses PID 1 itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from organs import layout
+from organs.bay0 import control, pace, request, restart
+from organs.bay0.child import Child, close, ending
+from organs.bay0.ground import Ground
+from organs.bay0.loop import Loop, now_ms
+from organs.bay0.report import Report
+from organs.bay0.request import Request
+from organs.bay0.restart import Effect, Event, Phase
+from organs.bay0.rings import Ring
+from organs.bay0.state import ChildFacts
+from organs.kernel import processes
+from organs.kernel.cgroups import Cgroup
+from organs.manifest import Manifest
+
+ZYGOTE: Final = "zygote"
+ZYGOTE_COMMAND: Final = ("-I", "-m", "organs.bay0.zygote")
+ZYGOTE_ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
+# organs/bay0/zygote.py expects its socket and its status pipe here.
+ZYGOTE_FDS: Final = (3, 4)
+# Above every descriptor that is put in its place, so that none is overwritten before it is moved.
+FD_PARKING: Final = 64
+# The zygote shares its libraries with all organs; its own heap is what is counted here.
+ZYGOTE_MEMORY_MAX, ZYGOTE_PIDS_MAX = 256 * 1024**2, 4
+# Signs of life read at once. More than one is there only when PID 1 itself was held up.
+STATUS_BYTES_MAX: Final = 64
+# How much of a dead child's log goes into the reason of a panic.
+LAST_WORDS_BYTES, LAST_WORDS_LINES = 1024, 6
+# While a dead child's cgroup is not empty yet and no death of ours will say when.
+LINGER_POLL_MS: Final = 20
+
+OnAsk = Callable[[Child, bytes], None]
+
+
+class Panic(Exception):
+    """The system cannot go on; the message is the reason."""
+
+
+class Children:
+    """The zygote and the organs. `on_ask` gets an organ's control datagrams."""
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        report: Report,
+        manifest: Manifest,
+        ground: Ground,
+        listeners: Mapping[str, Mapping[str, socket.socket]],
+        log_group: int,
+        on_ask: OnAsk,
+    ) -> None:
+        self._loop, self._report, self._ground = loop, report, ground
+        self._policy, self._listeners, self._on_ask = manifest.spine, listeners, on_ask
+        self.factor = pace.SCALE_MAX  # until the zygote has shown how fast this ground is
+        self._limits = pace.limits(self._policy, self.factor)
+        self.stopping = False
+        self.changed = True
+        self.zygote = Child(ZYGOTE, None, Cgroup(ZYGOTE), Ring(layout.LOGS, ZYGOTE, log_group))
+        self.zygote.cgroup.limit(ZYGOTE_MEMORY_MAX, ZYGOTE_PIDS_MAX)
+        self.organs: dict[str, Child] = {}
+        for organ in manifest.organs.values():
+            cgroup = Cgroup(f"organs/{organ.name}")
+            cgroup.limit(organ.memory_max, organ.pids_max)
+            self.organs[organ.name] = Child(
+                organ.name, organ, cgroup, Ring(layout.LOGS, organ.name, log_group)
+            )
+        self._zygote_socket: socket.socket | None = None
+        # Organs asked of the zygote and not yet answered for, oldest first.
+        self._awaited: deque[Child] = deque()
+        # Deaths reaped before the zygote's answer named the pid.
+        self._early: dict[int, int] = {}
+        self._staged: set[str] = set()
+
+    @property
+    def all(self) -> tuple[Child, ...]:
+        """Every child, the zygote first."""
+        return (self.zygote, *self.organs.values())
+
+    def all_ready(self) -> bool:
+        """Whether every child says that it answers."""
+        return all(child.state.phase is Phase.READY for child in self.all)
+
+    def alive(self) -> int:
+        """How many children are not confirmed gone."""
+        return sum(child.pid is not None or child.ended is not None or child.lost for child in self.all)
+
+    def running(self) -> dict[str, tuple[int, int]]:
+        """Name -> (pid, pidfd) of every living child."""
+        return {c.name: (c.pid, c.pidfd) for c in self.all if c.pid is not None and c.pidfd is not None}
+
+    def facts(self) -> dict[str, ChildFacts]:
+        """What others may know of the organs."""
+        return {name: child.facts() for name, child in self.organs.items()}
+
+    # Time
+
+    def tick(self, elapsed_ms: int) -> None:
+        """Let time pass for every child. Raises Panic."""
+        for child in self.all:
+            self._settle(child)
+            if self.stopping:
+                continue
+            may_start = child is self.zygote or self._zygote_answers()
+            self._apply(child, restart.tick(self._limits, child.state, elapsed_ms, may_start=may_start))
+
+    def due_ms(self) -> int | None:
+        """After how long `tick` has something to do; None when only events can change anything."""
+        due = [LINGER_POLL_MS for child in self.all if child.ended is not None or child.lost]
+        if not self.stopping:
+            due += [
+                restart.due_ms(self._limits, child.state)
+                for child in self.all
+                if child.state.phase is not Phase.WAITING or child is self.zygote or self._zygote_answers()
+            ]
+        return min(due, default=None)
+
+    def _zygote_answers(self) -> bool:
+        return self.zygote.state.phase is Phase.READY and self._zygote_socket is not None
+
+    # What the policy decides
+
+    def _apply(self, child: Child, step: restart.Step) -> None:
+        before, (child.state, effect) = child.state, step
+        if (before.phase, before.deaths) != (child.state.phase, child.state.deaths):
+            self.changed = True
+        match effect:
+            case Effect.START:
+                self._start(child)
+            case Effect.KILL:
+                what = "not ready in time" if before.phase is Phase.STARTING else "silent for too long"
+                self._report.say(f"{child.name}: {what}, killed")
+                child.cgroup.kill()
+            case Effect.PANIC_DEATHS:
+                raise Panic(
+                    f"{child.name} died {child.state.deaths} times without a healthy stretch between"
+                    f" (the last time: {child.ended})\n{self._last_words(child)}"
+                )
+            case Effect.PANIC_STUCK:
+                raise Panic(f"{child.name} was killed and is still there")
+            case None:
+                pass
+
+    def _last_words(self, child: Child) -> str:
+        text = child.ring.tail(LAST_WORDS_BYTES).decode(errors="replace")
+        return "\n".join(f"{child.name}: {line}" for line in text.splitlines()[-LAST_WORDS_LINES:])
+
+    def _start(self, child: Child) -> None:
+        child.begin()
+        self.changed = True
+        try:
+            if child is self.zygote:
+                self._start_zygote()
+            else:
+                self._start_organ(child)
+        except OSError as error:
+            # The kernel refused this start; the policy counts it as a death of this child, not of PID 1.
+            self._report.say(f"{child.name}: unable to start: {error}")
+            child.ended = str(error)
+            self._settle(child)
+
+    # Starting
+
+    def _start_zygote(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        ours.setblocking(False)
+        fds = self.zygote.open_pipes(self._loop)
+        self._listen_to_status(self.zygote)
+        with theirs:
+            pid, pidfd = processes.clone(self.zygote.cgroup.fd)
+            if pid == 0:
+                _become_zygote(theirs.fileno(), fds["status"], fds["stderr"])
+        close(fds)
+        self.zygote.pid, self.zygote.pidfd = pid, pidfd
+        self._zygote_socket = ours
+        self._loop.add(ours.fileno(), self._on_answer)
+
+    def _start_organ(self, child: Child) -> None:
+        assert child.organ is not None
+        assert self._zygote_socket is not None
+        listeners = self._listeners[child.name]
+        theirs = child.open_devices(self._ground)
+        try:
+            theirs |= child.open_pipes(self._loop)
+            theirs |= child.open_control()
+            fds = {
+                request.CGROUP: child.cgroup.fd,
+                **theirs,
+                **{f"listen:{caller}": listener.fileno() for caller, listener in listeners.items()},
+            }
+            asked = Request(
+                organ=child.name,
+                generation=child.generation,
+                mounts=tuple(
+                    request.Mounting(source=self._ground.devices[m.device], at=m.at, type=m.type)
+                    for m in child.organ.mounts
+                ),
+                fds=tuple(fds),
+            )
+            self._listen_to_status(child)
+            if child.control is not None:
+                self._loop.add(child.control.fileno(), lambda: self._on_control(child))
+            try:
+                socket.send_fds(self._zygote_socket, [asked.encode()], list(fds.values()))
+            except OSError as error:
+                self._give_up_zygote(f"does not take requests: {error}")
+                child.lost = True
+            else:
+                self._awaited.append(child)
+        finally:
+            close(theirs)
+
+    def _listen_to_status(self, child: Child) -> None:
+        assert child.status is not None
+        self._loop.add(child.status, lambda: self._on_status(child))
+
+    def _give_up_zygote(self, why: str) -> None:
+        """Its socket is of no use any more: kill it, the policy starts the next one."""
+        self._report.say(f"zygote: {why}, killed")
+        self.zygote.cgroup.kill()
+        self._close_zygote_socket()
+
+    def _close_zygote_socket(self) -> None:
+        if self._zygote_socket is not None:
+            self._loop.remove(self._zygote_socket.fileno())
+            self._zygote_socket.close()
+            self._zygote_socket = None
+
+    # What happens
+
+    def _on_status(self, child: Child) -> None:
+        assert child.status is not None
+        signs = os.read(child.status, STATUS_BYTES_MAX)
+        if not signs:
+            # It closed its end. A dead one is reaped; a living one is silent from here on, and killed for it.
+            self._loop.remove(child.status)
+        for sign in signs:
+            if sign == ord("R"):
+                self._on_ready(child)
+            elif sign == ord("H"):
+                self._apply(child, restart.happen(self._limits, child.state, Event.BEAT))
+
+    def _on_ready(self, child: Child) -> None:
+        if child is self.zygote and child.generation == 1:
+            import_ms = now_ms() - child.since_ms
+            self.factor = pace.scale(import_ms)
+            self._limits = pace.limits(self._policy, self.factor)
+        self._apply(child, restart.happen(self._limits, child.state, Event.READY))
+        if child.name not in self._staged:
+            self._staged.add(child.name)
+            self._report.stage(child.name if child is self.zygote else f"organ.{child.name}")
+
+    def _on_control(self, child: Child) -> None:
+        assert child.control is not None
+        try:
+            datagram = child.control.recv(control.DATAGRAM_BYTES_MAX)
+        except OSError:
+            datagram = b""
+        if datagram:
+            self._on_ask(child, datagram)
+        else:
+            self._loop.remove(child.control.fileno())
+
+    def _on_answer(self) -> bool:
+        """Read one answer of the zygote; whether there may be more."""
+        assert self._zygote_socket is not None
+        try:
+            datagram, fds, _, _ = socket.recv_fds(self._zygote_socket, request.DATAGRAM_BYTES_MAX, 1)
+            made = request.decode_made(datagram) if datagram else None
+        except BlockingIOError:
+            return False
+        except (OSError, request.RequestRefused) as error:
+            self._give_up_zygote(f"gives no proper answer: {error}")
+            return False
+        if made is None or not self._awaited:
+            # It has ended, or says what nobody asked: either way it will make nothing more.
+            self.zygote.cgroup.kill()
+            self._close_zygote_socket()
+            return False
+        child = self._awaited.popleft()
+        if made.pid is None:
+            child.ended = made.error
+            self._report.say(f"{child.name}: not made: {made.error}")
+        else:
+            child.pid, child.pidfd = made.pid, fds[0]
+            self.changed = True
+            if made.pid in self._early:
+                self._dead(child, self._early.pop(made.pid))
+            elif child.state.phase is Phase.STOPPING or self.stopping:
+                child.cgroup.kill()
+        if not self._awaited:
+            self._early.clear()
+        self._settle(child)
+        return True
+
+    def reap(self) -> None:
+        """Collect the dead: children, and orphans that only PID 1 can collect. Raises Panic."""
+        for pid, code in processes.reap():
+            child = next((c for c in self.all if c.pid == pid), None)
+            if child is not None:
+                self._dead(child, code)
+            elif self._awaited:
+                self._early[pid] = code
+        for child in self.all:
+            self._settle(child)
+
+    def _dead(self, child: Child, code: int) -> None:
+        """Its process is dead. What it may have made dies now; then the child is gone."""
+        child.pid, child.ended = None, ending(code)
+        self.changed = True
+        if not self.stopping:
+            self._report.say(f"{child.name}: generation {child.generation} died: {child.ended}")
+        child.cgroup.kill()
+        if child is self.zygote:
+            self._zygote_dead()
+
+    def _zygote_dead(self) -> None:
+        while self._zygote_socket is not None and self._on_answer():
+            pass  # what it answered before it died is true
+        self._close_zygote_socket()
+        for child in self._awaited:
+            # Perhaps made, perhaps not: whatever is in the cgroup has no name. Kill it and start anew.
+            child.lost = True
+            child.cgroup.kill()
+        self._awaited.clear()
+        self._early.clear()
+
+    def _settle(self, child: Child) -> None:
+        """A dead child whose cgroup is empty is gone: only then may the policy start the next one."""
+        if child.ended is None and not child.lost:
+            return
+        if child.pid is not None or child in self._awaited or not child.cgroup.empty():  # INV-REAP-2
+            return
+        event = Event.LOST if child.ended is None else Event.DIED
+        child.close(self._loop)
+        self.changed = True
+        if not self.stopping:
+            self._apply(child, restart.happen(self._limits, child.state, event))
+        child.ended, child.lost = None, False
+
+    # The end
+
+    def terminate(self) -> None:
+        """Ask every child to end. From here on none is started again."""
+        self.stopping = True
+        for child in self.organs.values():
+            if child.pidfd is not None and child.state.phase is not Phase.STARTING:
+                processes.kill(child.pidfd, signal.SIGTERM)
+            else:
+                child.cgroup.kill()
+        self.zygote.cgroup.kill()  # it holds nothing that could be lost
+
+    def kill(self) -> None:
+        """End every child whole."""
+        for child in self.all:
+            child.cgroup.kill()
+
+    def tell(self, word: str) -> None:
+        """Say one word to every organ whose stanza lets it be told."""
+        for child in self.organs.values():
+            if child.organ and child.organ.control and word in child.organ.control.told:
+                send(child, {"tell": word})
+
+
+def send(child: Child, message: Mapping[str, object]) -> None:
+    """One datagram to an organ. One that does not read loses it: PID 1 waits for nobody."""
+    if child.control is not None:
+        try:
+            child.control.send(control.encode(message))
+        except OSError:
+            return
+
+
+def _become_zygote(socket_fd: int, status_fd: int, stderr_fd: int) -> None:
+    """In the child: descriptors in their places, then a fresh interpreter."""
+    try:
+        null = os.open("/dev/null", os.O_RDWR)
+        sources = [null, stderr_fd, stderr_fd, socket_fd, status_fd]
+        parked = [processes.park(fd, FD_PARKING) for fd in sources]
+        for target, fd in enumerate(parked):
+            os.dup2(fd, target)
+        os.execve(sys.executable, [sys.executable, *ZYGOTE_COMMAND], ZYGOTE_ENVIRONMENT)
+    finally:
+        os._exit(111)

@@ -1,0 +1,77 @@
+"""Control: what an organ may ask of bay0, read from one datagram.
+
+Pure but for reading JSON. An organ's stanza says which words it may use; everything else is Refused.
+Never: performs; believes a name or a number it does not know.
+Fails: never. Each datagram has one of three meanings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+DATAGRAM_BYTES_MAX: Final = 4096
+POWER_WORDS: Final = frozenset({"reboot", "poweroff"})
+# The named acts of a development image. There is no probe that runs what it is sent.
+PROBES: Final = frozenset({"kill", "pss", "write-root"})
+# SIGKILL, SIGSTOP, SIGCONT: an organ that crashes, hangs, comes back.
+SIGNALS: Final = frozenset({9, 19, 18})
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """End the machine in order: "reboot" or "poweroff"."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One of the named acts of a development image. `target` and `signal` matter to "kill" only."""
+
+    act: str
+    target: str
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not a thing this organ may ask, and why."""
+
+    reason: str
+
+
+def decode(
+    datagram: bytes, asks: Collection[str], children: Collection[str], *, development: bool
+) -> Power | Probe | Refused:
+    """What an organ with the granted words `asks` wants."""
+    try:
+        message: object = json.loads(datagram)
+    except (ValueError, RecursionError):
+        return Refused("not JSON")
+    if not isinstance(message, dict) or not isinstance(word := message.get("ask"), str):
+        return Refused('not {"ask": ...}')
+    if word in POWER_WORDS:
+        return Power(word) if word in asks else Refused(f"{word} is not granted")  # INV-REAP-4
+    if word not in PROBES:
+        return Refused("there is no such word")
+    if not development or "probe" not in asks:
+        return Refused("probes are not granted")
+    target, number = message.get("name", ""), message.get("signal", 0)
+    if not isinstance(target, str) or type(number) is not int:
+        return Refused("name must be a text and signal a number")
+    if word == "kill" and target not in children:
+        return Refused("there is no such child")
+    if word == "kill" and number not in SIGNALS:
+        return Refused(f"the signal must be one of {', '.join(map(str, sorted(SIGNALS)))}")
+    return Probe(word, target, number)
+
+
+def encode(message: Mapping[str, object]) -> bytes:
+    """A datagram of bay0's: an answer or a word. What is too long is answered with an error instead."""
+    datagram = json.dumps(message).encode()
+    if len(datagram) > DATAGRAM_BYTES_MAX:
+        return json.dumps({"error": "the answer is too long"}).encode()
+    return datagram

@@ -1,0 +1,48 @@
+"""The screen: what a person in front of the machine sees. One page, for a fixed 80 by 25 terminal.
+
+Pure: facts in, text out.
+Never: longer or wider than the terminal; shows what an organ wrote (it could contain anything).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from organs.bay0.ground import Ground
+from organs.bay0.state import ChildFacts, Release
+
+COLUMNS: Final = 79
+ROWS: Final = 24
+# Home, clear, cursor off: the page replaces what was there.
+CLEAR: Final = "\x1b[H\x1b[2J\x1b[?25l"
+
+
+def page(
+    release: Release, ground: Ground, healthy: bool, zygote: ChildFacts, organs: Mapping[str, ChildFacts]
+) -> str:
+    """The page of a running system."""
+    lines = [
+        f"{release.name} {release.version} ({release.image})",
+        "",
+        f"  slot     {ground.slot or '-'}",
+        f"  root     {ground.root_hash or 'not verified by this kernel'}",
+        f"  boot     {'healthy' if healthy else 'not yet healthy'}",
+        "",
+        "  organ            state     generation  deaths",
+    ]
+    for name, facts in {"zygote": zygote, **organs}.items():
+        lines.append(f"  {name:<15}  {facts.state:<8}  {facts.generation:>10}  {facts.deaths:>6}")
+    return _fit(lines)
+
+
+def panic_page(name: str, reason: str) -> str:
+    """The last page: why the system ended."""
+    return _fit([f"{name} has stopped.", "", *(f"  {line}" for line in reason.splitlines())])
+
+
+def _fit(lines: list[str]) -> str:
+    """Cut to the terminal; anything that is not a printable character becomes a dot."""
+    shown = lines if len(lines) <= ROWS else [*lines[: ROWS - 1], f"  ... {len(lines) - ROWS + 1} more lines"]
+    clean = ("".join(c if c.isprintable() else "." for c in line)[:COLUMNS] for line in shown)
+    return CLEAR + "".join(f"{line}\r\n" for line in clean)

@@ -1,0 +1,114 @@
+"""The zygote: a warm interpreter that becomes the organs.
+
+It imports what all organs share once, then forks for each start: milliseconds instead of a fresh interpreter,
+and one copy of the libraries' memory. Each child is bay0's child, born in its own cgroup; it takes its mounts
+and gives up its powers before it runs a line of its organ.
+Touches: clone3, and in the child: mounts, limits, ids, capabilities, descriptors.
+Never: opens a socket, starts a thread, decides; it makes what bay0 asks for, with the powers of the manifest.
+Fails: a clone that the kernel refuses is answered. Anything else ends the process; bay0 starts a new one and
+the organs live on. A child that cannot drop its powers ends with 111 before it is an organ.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Final, NoReturn
+
+from organs import layout, runtime
+from organs.bay0.request import (
+    CGROUP,
+    DATAGRAM_BYTES_MAX,
+    DESCRIPTORS_MAX,
+    STDERR,
+    Made,
+    Request,
+    decode_request,
+)
+from organs.kernel import mounts, privileges, processes
+from organs.manifest import CAPABILITIES, Organ, load
+
+# The descriptors bay0 starts us with, besides the standard three.
+SOCKET_FD: Final = 3
+STATUS_FD: Final = 4
+EXIT_KERNEL: Final = 111
+
+
+def main() -> NoReturn:
+    """Warm up, say so, then make organs until bay0 closes its end."""
+    manifest = load(layout.MANIFEST)
+    processes.rename("zygote")
+    runtime.preload()
+    # What is imported now is never garbage: without this, a collection in a child would touch, and so copy,
+    # every page that is shared with it.
+    gc.collect()
+    gc.freeze()
+    bay0 = socket.socket(fileno=SOCKET_FD)
+    readable = select.poll()
+    readable.register(SOCKET_FD, select.POLLIN)
+    os.write(STATUS_FD, b"R")
+    while True:
+        if readable.poll(manifest.spine.heartbeat_ms):
+            datagram, fds, _, _ = socket.recv_fds(bay0, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX)
+            if not datagram:
+                os._exit(0)
+            request = decode_request(datagram)
+            made, pidfds = _make(request, manifest.organs[request.organ], fds)
+            socket.send_fds(bay0, [made.encode()], pidfds)
+            for fd in (*fds, *pidfds):
+                os.close(fd)
+        os.write(STATUS_FD, b"H")
+
+
+def _make(request: Request, organ: Organ, fds: list[int]) -> tuple[Made, list[int]]:
+    """Fork the incarnation; in the child this does not return."""
+    named = dict(zip(request.fds, fds, strict=True))
+    try:
+        pid, pidfd = processes.clone(named.pop(CGROUP), sibling=True)
+    except OSError as error:
+        return Made(pid=None, error=str(error)), []
+    if pid == 0:
+        _become(request, organ, named)
+    return Made(pid=pid, error=""), [pidfd]
+
+
+def _become(request: Request, organ: Organ, fds: dict[str, int]) -> NoReturn:
+    """The child: from root with the zygote's descriptors to an organ with its stanza's powers."""
+    stderr = fds.pop(STDERR)
+    os.dup2(stderr, 1)
+    os.dup2(stderr, 2)
+    try:
+        _take_mounts(request, organ)
+        _give_up(organ, fds)
+    except OSError as error:
+        print(f"{organ.name}: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_KERNEL)
+    runtime.run(organ.name, request.generation, fds)
+
+
+def _take_mounts(request: Request, organ: Organ) -> None:
+    """A mount namespace of its own, with what the manifest mounts there: no other organ sees it."""
+    mounts.own_namespace()  # INV-STATE-1
+    for mounting in request.mounts:
+        mounts.mount(mounting.source, mounting.at, mounting.type, mounts.INERT | mounts.MS_NOATIME)
+        os.chown(mounting.at, organ.uid, organ.gid)
+        os.chmod(mounting.at, 0o700)
+
+
+def _give_up(organ: Organ, fds: Mapping[str, int]) -> None:
+    """Every power that is not in the stanza. Nothing of the organ has run yet, and there is one thread."""
+    os.setsid()
+    os.chdir("/")
+    processes.rename(organ.name)
+    privileges.limit(organ.nofile_max)
+    privileges.close_all_but({0, 1, 2, *fds.values()})
+    privileges.drop(organ.uid, organ.gid, {CAPABILITIES.index(name) for name in organ.capabilities})
+    # The place of the seccomp filter: last, because each step above needs a call that it would refuse.
+
+
+if __name__ == "__main__":
+    main()
