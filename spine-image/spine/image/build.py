@@ -1,0 +1,318 @@
+"""Builds the image: from pinned inputs and the tree to out/spine.img.
+
+Does each step only when its inputs have changed, each in the cache under their hash; what lies in `out` is
+replaced file by file with renames when everything is ready, so an interruption, an error or a full disk
+leaves the image that was there. Needs no root. Says what it does through the progress printer, and returns
+the report that it also writes to out/report.json.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from spine import paths
+from spine.image import commands, disk, inputs, kernel, keys, root, slot, uki, verity
+from spine.image.cache import Cache, digest, file_digest
+from spine.image.sources import Sources
+from spine.progress import Progress
+
+SLOTS = ("a", "b")
+# The part of a kernel and root that may not be exceeded, and the one we aim for (bytes).
+BUDGET = 40_000_000
+GOAL = 20_000_000
+# What `build` leaves in out/, besides the report.
+IMAGE_FILES = ("spine.img", "spine.efi", "root.squashfs", "kernel.config")
+# What was left in out/ and from which inputs, so that a build with nothing to do touches nothing.
+STAMP = ".build.json"
+LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+STUB = "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+
+Report = dict[str, object]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one build knows before it does anything slow."""
+
+    cache: Cache
+    sources: Sources
+    locked: inputs.Inputs
+    facts: root.Facts
+    key: Ed25519PrivateKey
+    progress: Progress
+
+    def recipe(self) -> str:
+        """The hash of the code that makes everything but the kernel."""
+        directory = Path(__file__).parent
+        return digest(
+            *(data for path in sorted(directory.glob("*.py")) for data in (path.name, path.read_bytes()))
+        )
+
+
+def build(
+    out: Path,
+    *,
+    root_only: bool = False,
+    production: bool = False,
+    relock: bool = False,
+    replace: Mapping[str, bytes] | None = None,
+    progress: Progress,
+) -> Report:
+    """Build what is missing and leave it in `out`; the report.
+
+    `root_only` makes out/root.squashfs and no kernel or disk. `replace` lays other bytes over files of the
+    tree (paths relative to its root). `relock` renews inputs.lock first. SpineError when it cannot be built.
+    """
+    sources = Sources(paths.ROOT, replace or {})
+    cache = Cache(paths.cache())
+    locked = inputs.decode(sources.read(inputs.LOCK).decode())
+    if relock:
+        with progress.stage("renew the lock"):
+            locked = inputs.relock(cache, locked, sources.read(inputs.PYTHON_LOCK).decode())
+            _replace_file(paths.ROOT / inputs.LOCK, inputs.encode(locked).encode())
+    key = keys.release_key()
+    version = tomllib.loads(sources.read("pyproject.toml").decode())["project"]["version"]
+    facts = root.Facts(str(version), keys.public_bytes(key), production=production)
+    plan = _Plan(cache, sources, locked, facts, key, progress)
+    made_root, root_key = _root(plan)
+    if root_only:
+        _deliver(
+            out,
+            {"root.squashfs": made_root / "root.squashfs", "root.json": made_root / "root.json"},
+            root_key,
+        )
+        return _load(made_root / "root.json")
+    [source] = locked.of("kernel")
+    fragment = sources.read("spine-image/kernel.config").decode()
+    kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
+    image_key = digest(
+        "image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)
+    )
+
+    def fetch() -> Path:
+        with progress.stage("kernel: fetch the source"):
+            return inputs.fetch_package(cache, source)
+
+    def make(directory: Path) -> None:
+        made_kernel = kernel.build(cache, fetch, kernel_key, fragment, locked.epoch, progress)
+        _image(plan, directory, made_kernel, made_root)
+
+    made = cache.entry("image", image_key, make)
+    files = {name: made / name for name in IMAGE_FILES if name != "root.squashfs"}
+    files |= {"root.squashfs": made_root / "root.squashfs", "report.json": made / "report.json"}
+    _deliver(out, files, image_key)
+    return _load(made / "report.json")
+
+
+def _root(plan: _Plan) -> tuple[Path, str]:
+    locked, cache = plan.locked, plan.cache
+    packages = locked.of("root")
+    base_key = digest(
+        "base", plan.recipe(), str(locked.epoch), *(entry.sha256 for entry in (*packages, *locked.wheels))
+    )
+    own = list(plan.sources.files("organs", "bus", "schemas"))
+    root_key = digest(
+        "root", base_key, plan.sources.digest(*own), json.dumps(plan.facts.release()), plan.facts.public_key
+    )
+
+    def make_base(directory: Path) -> None:
+        with plan.progress.stage("root: packages and wheels"):
+            debs = {}
+            for package in packages:
+                plan.progress.note(package.name)
+                debs[package] = inputs.fetch_package(cache, package)
+            python_lock = plan.sources.read(inputs.PYTHON_LOCK).decode()
+            wheels = dict(zip(locked.wheels, inputs.fetch_wheels(cache, locked, python_lock), strict=True))
+            root.make_base(directory, debs, wheels)
+
+    def make_root(directory: Path) -> None:
+        base = cache.entry("base", base_key, make_base)
+        with plan.progress.stage("root: pack"):
+            compiled = directory / "compiled"
+            compiled.mkdir()
+            _compile_schemas(plan.sources, directory / "schemas", compiled)
+            root.make_root(directory, base, plan.sources, compiled, plan.facts, locked.epoch)
+
+    return cache.entry("root", root_key, make_root), root_key
+
+
+def _compile_schemas(sources: Sources, copy: Path, compiled: Path) -> None:
+    # Imported only here: a build that has its root already needs neither the compiler nor the bus.
+    from bus.compile import compile_schemas
+
+    for path in (*sources.files("schemas"), "organs/manifest.toml"):
+        target = copy / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(sources.read(path))
+    compile_schemas(copy / "schemas", copy / "organs/manifest.toml", compiled)
+
+
+def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> None:
+    with plan.progress.stage("slots and disk"):
+        [boot] = plan.locked.of("boot")
+        programs = _boot_files(plan, inputs.fetch_package(plan.cache, boot))
+        about = _load(made_root / "root.json")
+        packed = (made_root / "root.squashfs").read_bytes()
+        bzimage = (made_kernel / "bzImage").read_bytes()
+        ukis = {
+            name: _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
+            for name in SLOTS
+        }
+        esp = disk.make_esp(directory, programs[LOADER], ukis, plan.locked.epoch)
+        length = _number(about, "squashfsBytes")
+        slot_facts = {**plan.facts.release(), "rootHash": str(about["rootHash"])}
+        slot_bytes, parts = slot.compose(
+            packed[:length], packed[length:], ukis, esp.read_bytes(), slot_facts, plan.key.sign
+        )
+        persist = disk.make_persist(directory, plan.locked.epoch)
+        disk.write_disk(
+            directory / "spine.img",
+            {"esp": esp, "slot-a": slot_bytes, "slot-b": slot_bytes, "persist": persist},
+        )
+        esp.unlink()
+        persist.unlink()
+        # With equal versions systemd-boot starts the last slot first.
+        (directory / "spine.efi").write_bytes(ukis[SLOTS[-1]])
+        shutil.copyfile(made_kernel / "config", directory / "kernel.config")
+        report = _report(plan, directory, about, bzimage, ukis, parts, len(slot_bytes))
+        (directory / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+
+def _uki(plan: _Plan, name: str, stub: bytes, bzimage: bytes, blocks: int, root_hash: str) -> bytes:
+    line = uki.command_line(
+        name,
+        disk.partition(f"slot-{name}").id,
+        blocks,
+        root_hash,
+        verity.SALT.hex(),
+        production=plan.facts.production,
+    )
+    version = plan.facts.version
+    release = f'ID=alpine-spine\nVERSION_ID={version}\nPRETTY_NAME="Alpine-Spine {version} (slot {name})"\n'
+    return uki.append(stub, [(".osrel", release.encode()), (".cmdline", line.encode()), (".linux", bzimage)])
+
+
+def _boot_files(plan: _Plan, deb: Path) -> dict[str, bytes]:
+    def make(directory: Path) -> None:
+        commands.run(["dpkg-deb", "--extract", deb, directory], what=f"{deb} cannot be unpacked")
+
+    unpacked = plan.cache.entry("boot", _boot_key(plan), make)
+    return {name: (unpacked / name).read_bytes() for name in (LOADER, STUB)}
+
+
+def _boot_key(plan: _Plan) -> str:
+    return digest("boot", *(package.sha256 for package in plan.locked.of("boot")))
+
+
+def _report(
+    plan: _Plan,
+    directory: Path,
+    about: Report,
+    bzimage: bytes,
+    ukis: Mapping[str, bytes],
+    parts: Sequence[slot.Part],
+    slot_length: int,
+) -> Report:
+    first = ukis[SLOTS[-1]]
+    root_bytes = _number(about, "squashfsBytes") + _number(about, "treeBytes")
+    compiler = commands.run(["gcc", "--version"], what="the compiler cannot be asked").decode().split("\n")[0]
+    return {
+        **plan.facts.release(),
+        "compiler": compiler,
+        "inputs": {
+            "packages": [vars(entry) for entry in plan.locked.packages],
+            "wheels": [vars(entry) for entry in plan.locked.wheels],
+            "epoch": plan.locked.epoch,
+        },
+        "rootHash": about["rootHash"],
+        "root": about,
+        "sizes": {
+            "kernel": len(bzimage),
+            "stub and command line": len(first) - len(bzimage),
+            "root, compressed": about["squashfsBytes"],
+            "hash tree": about["treeBytes"],
+            "total": len(first) + root_bytes,
+            "goal": GOAL,
+            "budget": BUDGET,
+        },
+        "slot": {"length": slot_length, "parts": {part.name: [part.offset, part.length] for part in parts}},
+        "partitions": {
+            row.name: {"offset": disk.offsets()[row.name][0], "length": row.size, "id": row.id}
+            for row in disk.PARTITIONS
+        },
+        "ukis": {
+            f"spine-{name}": {"file": disk.entry_name(name), "length": len(data), "sha256": _sha256(data)}
+            for name, data in ukis.items()
+        },
+        "sha256": {
+            "kernel": _sha256(bzimage),
+            "root": next(part.sha256 for part in parts if part.name == "root"),
+            "uki": _sha256(first),
+            "disk": file_digest(directory / "spine.img"),
+        },
+    }
+
+
+def _deliver(out: Path, files: Mapping[str, Path], key: str) -> None:
+    """Put files into `out`: all copied first, then all renamed; nothing when they are there already."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            stamp = json.loads((out / STAMP).read_bytes())
+        except (OSError, ValueError):
+            stamp = {}
+        todo = {name: path for name, path in files.items() if stamp.get(name) != _seen(out / name, key)}
+        copies = {name: out / f".part-{name}" for name in todo}
+        try:
+            for name, path in todo.items():
+                # The disk is mostly holes; cp keeps them.
+                commands.run(
+                    ["cp", "--reflink=auto", "--sparse=always", path, copies[name]],
+                    what=f"{out / name} cannot be written",
+                )
+            for name, path in copies.items():
+                path.replace(out / name)
+                stamp[name] = _seen(out / name, key)
+            if todo:
+                _replace_file(out / STAMP, json.dumps(stamp).encode())
+        finally:
+            for path in copies.values():
+                path.unlink(missing_ok=True)
+
+
+def _seen(path: Path, key: str) -> list[str | int]:
+    try:
+        seen = path.stat()
+    except FileNotFoundError:
+        return [key]
+    return [key, seen.st_size, seen.st_mtime_ns]
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    part = path.with_name(f".part-{path.name}")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def _load(path: Path) -> Report:
+    loaded = json.loads(path.read_bytes())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def _number(row: Report, key: str) -> int:
+    value = row[key]
+    assert isinstance(value, int)
+    return value
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

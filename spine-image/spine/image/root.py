@@ -1,0 +1,285 @@
+"""Makes the root: one SquashFS with the interpreter, the wheels and our own files, and its hash tree.
+
+Works in the cache only. Takes files out of the pinned packages by the rules of trim.py, finds the shared
+libraries they need by reading them, strips, compiles every module with the very interpreter that will run
+it, and packs. Owner, modes, dates and order are fixed, so the same inputs give the same bytes. No shell, no
+package manager, no compiler and no setuid file goes in. A library that no package has ends the build.
+"""
+
+import json
+import os
+import re
+import shutil
+import tomllib
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from spine.errors import SpineError
+from spine.image import commands, trim, verity
+from spine.image.cache import Cache, remove
+from spine.image.inputs import Package, Wheel
+from spine.image.sources import Sources
+
+PYTHON = "usr/bin/python3.11"
+STDLIB = "usr/lib/python3.11"
+PACKAGES = "usr/lib/python3/dist-packages"
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+LOADER = "usr/lib64/ld-linux-x86-64.so.2"
+SPINE = "usr/lib/spine"
+
+# Where something is mounted or lies at run time.
+EMPTY = ("proc", "sys", "dev", "run", "tmp", "persist")
+# What programs expect at the top.
+LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}
+
+BAY0 = b"""\
+#!/usr/bin/python3.11 -I
+from organs.bay0.__main__ import main
+
+main()
+"""
+
+# 128 KiB: a page fault decompresses at most this much, and larger blocks save little on small modules. Level
+# 19 costs seconds at the build and nothing at run time.
+SQUASH = ("-comp", "zstd", "-Xcompression-level", "19", "-b", "131072")
+SQUASH_FIXED = ("-all-root", "-no-xattrs", "-no-exports", "-noappend", "-no-progress", "-quiet")
+
+# Runs inside the image's own interpreter: {directory to strip} {keep the sources?}, paths on standard input.
+# The .pyc is of the kind that is never compared with its source: nothing changes on this root.
+_COMPILE = """\
+import importlib.util, os, sys
+from importlib._bootstrap_external import _code_to_hash_pyc
+root, keep = sys.argv[1], sys.argv[2] == "keep"
+for path in sys.stdin.read().split("\\n"):
+    with open(root + path, "rb") as file:
+        source = file.read()
+    code = compile(source, path, "exec", dont_inherit=True)
+    target = importlib.util.cache_from_source(root + path) if keep else root + path + "c"
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with open(target, "wb") as file:
+        file.write(_code_to_hash_pyc(code, importlib.util.source_hash(source), False))
+"""
+
+
+def make_base(directory: Path, packages: Mapping[Package, Path], wheels: Mapping[Wheel, Path]) -> None:
+    """Fill `directory`/tree with all that is not ours: interpreter, libraries, wheels."""
+    unpacked, tree = directory / "unpacked", directory / "tree"
+    for deb in packages.values():
+        commands.run(["dpkg-deb", "--extract", deb, unpacked], what=f"{deb} cannot be unpacked")
+    _take(unpacked / "usr/bin/python3.11", tree / PYTHON)
+    stdlib = unpacked / STDLIB
+    # dpkg-deb keeps the debs' links; the few that point out of the tree (sitecustomize) are no files of ours.
+    for path in _files(stdlib):
+        if trim.keep_stdlib(path):
+            _take(stdlib / path, tree / STDLIB / path)
+    for wheel in wheels.values():
+        with zipfile.ZipFile(wheel) as opened:
+            for name in opened.namelist():
+                if trim.keep_wheel(name):
+                    target = tree / PACKAGES / name
+                    if ".." in name.split("/") or name.startswith("/"):
+                        raise SpineError(f"{wheel.name} is not a wheel", f"it holds {name}", "./spine build")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(opened.read(name))
+    _add_libraries(unpacked, tree)
+    for path in sorted(tree.rglob("*.so*")):
+        commands.run(["strip", "--strip-unneeded", path], what=f"{path.name} cannot be stripped")
+    modules = [f"/{path.relative_to(tree)}" for path in sorted(tree.rglob("*.py"))]
+    _compile(tree, modules, keep_source=False)
+    for module in modules:
+        (tree / module[1:]).unlink()
+    remove(unpacked)
+
+
+def make_root(
+    directory: Path, base: Path, sources: Sources, compiled: Path, facts: "Facts", epoch: int
+) -> None:
+    """Make `directory`/root.squashfs (with its tree appended) and root.json from `base` and our own files.
+
+    `compiled` holds schemas.cgr and switchboard.json.
+    """
+    tree = directory / "tree"
+    shutil.copytree(base / "tree", tree, symlinks=True)
+    out = frozenset() if not facts.production else development_organs(sources.read("organs/manifest.toml"))
+    modules = []
+    for path in sources.files("organs", "bus"):
+        if trim.keep_own(path, out, production=facts.production):
+            _write(tree / PACKAGES / path, sources.read(path))
+            modules.append(f"/{PACKAGES}/{path}")
+    _compile(tree, sorted(modules), keep_source=True)
+    manifest = sources.read("organs/manifest.toml")
+    _write(tree / SPINE / "manifest.toml", production_manifest(manifest) if facts.production else manifest)
+    _write(tree / SPINE / "schemas.cgr", (compiled / "schemas.cgr").read_bytes())
+    pairs = json.loads((compiled / "switchboard.json").read_bytes())
+    kept = [pair for pair in pairs["pairs"] if not out & set(pair)]
+    _write(tree / SPINE / "switchboard.json", _json({**pairs, "pairs": kept}))
+    _write(tree / SPINE / "release.json", _json(facts.release()))
+    _write(tree / SPINE / "release.pub", facts.public_key.hex().encode() + b"\n")
+    _write(tree / "usr/bin/bay0", BAY0)
+    for name in EMPTY:
+        (tree / name).mkdir()
+    for name, target in LINKS.items():
+        (tree / name).symlink_to(target)
+    _set_modes(tree)
+    squashed = directory / "squashed"
+    commands.run(
+        [
+            "mksquashfs",
+            tree,
+            squashed,
+            *SQUASH,
+            *SQUASH_FIXED,
+            "-mkfs-time",
+            str(epoch),
+            "-all-time",
+            str(epoch),
+        ],
+        what="the root cannot be packed",
+    )
+    data = verity.padded(squashed.read_bytes())
+    hashes = verity.tree(data)
+    (directory / "root.squashfs").write_bytes(data + hashes.data)
+    (directory / "root.json").write_bytes(
+        _json(
+            {
+                "rootHash": hashes.root_hash,
+                "blocks": hashes.blocks,
+                "squashfsBytes": len(data),
+                "treeBytes": len(hashes.data),
+                "files": sum(1 for _ in _files(tree)),
+                "unpackedBytes": dict(_sizes(tree)),
+            }
+        )
+    )
+    squashed.unlink()
+    remove(tree)
+
+
+class Facts:
+    """What an image says of itself."""
+
+    def __init__(self, version: str, public_key: bytes, *, production: bool) -> None:
+        self.version = version
+        self.public_key = public_key
+        self.production = production
+
+    def release(self) -> dict[str, str]:
+        """The content of release.json."""
+        image = "production" if self.production else "development"
+        return {"name": "Alpine-Spine", "version": self.version, "image": image}
+
+
+def development_organs(manifest: bytes) -> frozenset[str]:
+    """The names of the organs that a production image does not carry."""
+    organs = tomllib.loads(manifest.decode()).get("organs", {})
+    return frozenset(name for name, stanza in organs.items() if stanza.get("image") == "development")
+
+
+def production_manifest(manifest: bytes) -> bytes:
+    """The manifest without the stanzas of development organs and the comments that stand over them."""
+    out = development_organs(manifest)
+    kept: list[str] = []
+    waiting: list[str] = []
+    dropping = False
+    for line in manifest.decode().splitlines(keepends=True):
+        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line)
+        if header:
+            name = header[1].split(".")
+            dropping = len(name) > 1 and name[0] == "organs" and name[1] in out
+        elif line.startswith("#") or not line.strip():
+            # A comment belongs to what follows it.
+            waiting.append(line)
+            continue
+        if not dropping:
+            kept += [*waiting, line]
+        waiting.clear()
+    return "".join(kept).encode()
+
+
+def _add_libraries(unpacked: Path, tree: Path) -> None:
+    have = {path.name: path for path in sorted(unpacked.rglob("*.so*")) if path.exists()}
+    todo = [tree / PYTHON, *tree.rglob("*.so*")]
+    done = {path.name for path in todo}
+    while todo:
+        for name in _needed(todo.pop()):
+            if name in done:
+                continue
+            done.add(name)
+            if name not in have:
+                raise SpineError(
+                    f"no package of the image has the library {name}",
+                    "something in the root needs it",
+                    "$EDITOR spine-image/inputs.lock   # add its package, then ./spine build --relock",
+                )
+            target = tree / (LOADER if name == Path(LOADER).name else f"{LIBRARIES}/{name}")
+            _take(have[name].resolve(), target)
+            todo.append(target)
+
+
+def _needed(path: Path) -> list[str]:
+    shown = commands.run(["readelf", "--dynamic", path], what=f"{path} cannot be read").decode()
+    return re.findall(r"\(NEEDED\)\s+Shared library: \[([^\]]+)\]", shown)
+
+
+def _compile(tree: Path, modules: list[str], *, keep_source: bool) -> None:
+    # The interpreter that will run the modules compiles them. A fixed hash seed fixes the order of sets.
+    libraries = f"{tree}/{LIBRARIES}"
+    command = [tree / LOADER, "--library-path", libraries, tree / PYTHON, "-s", "-S", "-B", "-c", _COMPILE]
+    commands.run(
+        [*command, str(tree), "keep" if keep_source else "drop"],
+        env={"PYTHONHASHSEED": "0", "PYTHONHOME": f"{tree}/usr", "PYTHONUTF8": "1"},
+        stdin="\n".join(modules).encode(),
+        what="a module cannot be compiled",
+    )
+
+
+def _set_modes(tree: Path) -> None:
+    for path in (tree, *tree.rglob("*")):
+        if path.is_symlink():
+            continue
+        runs = path.is_dir() or str(path.relative_to(tree)) in (PYTHON, LOADER, "usr/bin/bay0")
+        path.chmod(0o755 if runs else 0o644)
+
+
+def _sizes(tree: Path) -> Iterator[tuple[str, int]]:
+    """Where the bytes of the root are, before compression."""
+    rows = {
+        "interpreter": f"{PYTHON}",
+        "standard library": STDLIB,
+        "shared libraries": LIBRARIES,
+        "wheels": PACKAGES,
+        "organs": f"{PACKAGES}/organs",
+        "bus": f"{PACKAGES}/bus",
+    }
+    for name, place in rows.items():
+        path = tree / place
+        total = (
+            path.stat().st_size
+            if path.is_file()
+            else sum((path / file).stat().st_size for file in _files(path))
+        )
+        yield name, total
+
+
+def _files(directory: Path) -> Iterator[str]:
+    """The regular files below a directory, relative to it, in order."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            yield str(path.relative_to(directory))
+
+
+def _take(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    if os.access(source, os.X_OK):
+        target.chmod(0o755)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1).encode() + b"\n"

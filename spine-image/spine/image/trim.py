@@ -1,0 +1,138 @@
+"""Which files of the packages and wheels go into the root. Pure: paths in, yes or no out.
+
+The rule is written as what stays out, with the reason: the organs may use the rest of the standard library,
+but nothing that compiles, debugs, installs, serves, draws or tests belongs on the machine.
+"""
+
+from fnmatch import fnmatchcase
+
+# Modules and packages of the standard library that stay out.
+STDLIB_OUT = {
+    "tests and examples": "test __hello__ __phello__ antigravity this turtle doctest unittest",
+    "making programs": "distutils _distutils_system_mod lib2to3 ensurepip venv zipapp compileall py_compile "
+    "_bootsubprocess modulefinder _sysconfigdata* pyclbr symtable tabnanny trace sitecustomize",
+    "windows, terminals and sounds": "idlelib tkinter curses aifc audioop chunk colorsys imghdr sndhdr sunau "
+    "wave ossaudiodev readline rlcompleter getpass pty _osx_support _aix_support nturl2path",
+    "talking at a prompt, debugging, profiling": "code codeop cmd pdb bdb profile cProfile pstats timeit "
+    "pydoc pydoc_data webbrowser pickletools tracemalloc",
+    "services of the internet": "ftplib imaplib nntplib poplib smtplib smtpd telnetlib xmlrpc wsgiref cgi "
+    "cgitb mailbox mailcap netrc http socketserver asynchat asyncore nis",
+    "old databases and formats": "dbm shelve xdrlib uu crypt pipes imp sgmllib plistlib optparse fileinput",
+}
+# Packages with parts that stay out: paths below /usr/lib/python3.11.
+STDLIB_PARTS_OUT = (
+    "ctypes/macholib/*",
+    "ctypes/test/*",
+    "sqlite3/test/*",
+    "multiprocessing/dummy/*",
+    "importlib/metadata/*.txt",
+    "encodings/cp*",
+    "encodings/mac_*",
+    "encodings/iso*",
+    "encodings/koi8*",
+    "encodings/big5*",
+    "encodings/euc*",
+    "encodings/gb*",
+    "encodings/hz*",
+    "encodings/jo*",
+    "encodings/shift*",
+    "encodings/kz*",
+    "encodings/ptcp*",
+    "encodings/tis*",
+    "encodings/hp_*",
+    "encodings/palmos*",
+    "encodings/mbcs*",
+    "encodings/oem*",
+)
+# The compiled parts of the standard library that stay in; each brings its shared libraries along.
+DYNLOAD_IN = (
+    "_asyncio",
+    "_contextvars",
+    "_ctypes",
+    "_hashlib",
+    "_json",
+    "_multiprocessing",
+    "_posixshmem",
+    "_queue",
+    "_sqlite3",
+    "_ssl",
+    "_typing",
+    "_zoneinfo",
+    "mmap",
+    "resource",
+    "termios",
+)
+# In wheels: what serves building and testing, and sources of what is compiled.
+WHEELS_OUT = (
+    "*/_tests/*",
+    "*/tests/*",
+    "*/testing/*",
+    "*.pyx",
+    "*.pxd",
+    "*.pxi",
+    "*.pyi",
+    "*.c",
+    "*.cpp",
+    "*.h",
+    "*.hpp",
+    "*.capnp",
+    "*.capnp.orig",
+    "*.txt",
+    "*.a",
+    "*.lib",
+    "*/py.typed",
+    "*/templates/*",
+    "*/include/*",
+    "*/includes/*",
+    "*.dist-info/*",
+    "*.data/*",
+    # The schema compiler's command and the build hook; the machine loads compiled schemas only.
+    "capnp/_gen.py",
+    "capnp/version.py.in",
+    # Event loops, authenticators and devices that nothing here uses.
+    "zmq/eventloop/*",
+    "zmq/green/*",
+    "zmq/log/*",
+    "zmq/ssh/*",
+    "zmq/devices/*",
+    "zmq/auth/*",
+    "zmq/utils/win32.py",
+    "trio/_windows_pipes.py",
+    "trio/_core/_io_windows.py",
+    "trio/_core/_io_kqueue.py",
+    "trio/_tools/*",
+)
+# trio.testing is imported by nothing but tests, yet trio's own package names it lazily; it stays out above.
+
+_STDLIB_NAMES = tuple(name for names in STDLIB_OUT.values() for name in names.split())
+
+
+def keep_stdlib(path: str) -> bool:
+    """Whether a file below /usr/lib/python3.11 stays; `path` is relative to there."""
+    first, _, rest = path.partition("/")
+    if first == "lib-dynload":
+        return rest.split(".")[0] in DYNLOAD_IN
+    if not path.endswith(".py"):
+        return False
+    name = first.removesuffix(".py")
+    out = any(fnmatchcase(name, pattern) for pattern in _STDLIB_NAMES)
+    return not out and not any(fnmatchcase(path, pattern) for pattern in STDLIB_PARTS_OUT)
+
+
+def keep_wheel(path: str) -> bool:
+    """Whether a file of a wheel stays; `path` is relative to dist-packages."""
+    return not path.endswith("/") and not any(fnmatchcase(path, pattern) for pattern in WHEELS_OUT)
+
+
+def keep_own(path: str, development_organs: frozenset[str], *, production: bool) -> bool:
+    """Whether one of our own files below organs/ or bus/ goes into the image."""
+    parts = path.split("/")
+    if not path.endswith(".py") or parts[0] not in ("organs", "bus"):
+        return False
+    # The schema compiler runs at build time only.
+    if path == "bus/compile.py":
+        return False
+    if not production:
+        return True
+    # INV-IMAGE-3
+    return path != "organs/bay0/probes.py" and not (parts[0] == "organs" and parts[1] in development_organs)

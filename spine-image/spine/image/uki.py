@@ -1,0 +1,136 @@
+"""Makes one UEFI program of systemd's stub, the kernel, its command line and the release's name.
+
+Pure: bytes in, bytes out. Appends PE sections to the stub, each at the next free aligned address, and
+changes nothing else. Refuses a stub that is no 64-bit PE program or has no room for the section headers.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Offsets in the PE headers (Microsoft, "PE Format"), relative to the header named.
+_DOS_PE_OFFSET = 0x3C
+_COFF_SECTIONS = 6
+_COFF_OPTIONAL_SIZE = 20
+_COFF_END = 24
+_OPTIONAL_MAGIC_64 = 0x20B
+_OPTIONAL_INITIALIZED = 8
+_OPTIONAL_SECTION_ALIGNMENT = 32
+_OPTIONAL_FILE_ALIGNMENT = 36
+_OPTIONAL_IMAGE_SIZE = 56
+_OPTIONAL_HEADERS_SIZE = 60
+_SECTION = struct.Struct("<8sIIIIIIHHI")
+# Initialised data, readable: the firmware maps it, nobody runs or writes it.
+_SECTION_FLAGS = 0x40000040
+
+# The kernel refuses a longer value of one parameter (kernel/params.c).
+TABLE_MAX = 1024
+# COMMAND_LINE_SIZE of x86, less the closing NUL.
+COMMAND_LINE_MAX = 2047
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: its name, where it lies in memory and in the file, and its bytes."""
+
+    name: str
+    address: int
+    offset: int
+    data: bytes
+
+
+def sections(program: bytes) -> list[Section]:
+    """The sections of a PE program; ValueError when it is none."""
+    coff, optional, count, _room = _headers(program)
+    table = coff + _COFF_END + optional
+    found = []
+    for index in range(count):
+        name, size, address, raw, offset, *_ = _SECTION.unpack_from(program, table + index * _SECTION.size)
+        if offset + min(size, raw) > len(program):
+            raise ValueError("a section ends outside the program")
+        found.append(
+            Section(
+                name.rstrip(b"\0").decode("ascii"), address, offset, program[offset : offset + min(size, raw)]
+            )
+        )
+    return found
+
+
+def append(stub: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
+    """The program `stub` with sections added behind its own; ValueError when there is no room."""
+    coff, optional, count, room = _headers(stub)
+    if room < len(added):
+        raise ValueError(f"the stub has room for {room} more sections, {len(added)} are wanted")
+    head = coff + _COFF_END
+    memory_align, file_align = struct.unpack_from("<II", stub, head + _OPTIONAL_SECTION_ALIGNMENT)
+    table = head + optional
+    address = 0
+    for index in range(count):
+        _, size, start, raw, *_ = _SECTION.unpack_from(stub, table + index * _SECTION.size)
+        address = max(address, start + max(size, raw))
+    out = bytearray(stub)
+    grown = 0
+    for index, (name, data) in enumerate(added, count):
+        encoded = name.encode("ascii")
+        if len(encoded) > 8:
+            raise ValueError(f"the section name {name} is longer than 8 bytes")
+        out += bytes(-len(out) % file_align)
+        address += -address % memory_align
+        raw = len(data) + -len(data) % file_align
+        row = _SECTION.pack(encoded, len(data), address, raw, len(out), 0, 0, 0, 0, _SECTION_FLAGS)
+        out[table + index * _SECTION.size : table + (index + 1) * _SECTION.size] = row
+        out += data + bytes(raw - len(data))
+        address += len(data)
+        grown += raw
+    struct.pack_into("<H", out, coff + _COFF_SECTIONS, count + len(added))
+    [initialized] = struct.unpack_from("<I", out, head + _OPTIONAL_INITIALIZED)
+    struct.pack_into("<I", out, head + _OPTIONAL_INITIALIZED, initialized + grown)
+    struct.pack_into("<I", out, head + _OPTIONAL_IMAGE_SIZE, address + -address % memory_align)
+    return bytes(out)
+
+
+def _headers(program: bytes) -> tuple[int, int, int, int]:
+    """Where the COFF header is, the optional header's size, the sections, and how many more have room."""
+    try:
+        [coff] = struct.unpack_from("<I", program, _DOS_PE_OFFSET)
+        [count] = struct.unpack_from("<H", program, coff + _COFF_SECTIONS)
+        [optional] = struct.unpack_from("<H", program, coff + _COFF_OPTIONAL_SIZE)
+        [magic] = struct.unpack_from("<H", program, coff + _COFF_END)
+        [headers] = struct.unpack_from("<I", program, coff + _COFF_END + _OPTIONAL_HEADERS_SIZE)
+    except struct.error as error:
+        raise ValueError("not a PE program: it is too short") from error
+    end = coff + _COFF_END + optional + count * _SECTION.size
+    if program[:2] != b"MZ" or program[coff : coff + 4] != b"PE\0\0" or magic != _OPTIONAL_MAGIC_64:
+        raise ValueError("not a 64-bit PE program")
+    if end > headers or headers > len(program):
+        raise ValueError("not a PE program: its section table does not fit its headers")
+    return coff, optional, count, (headers - end) // _SECTION.size
+
+
+def command_line(
+    slot: str, partition: str, blocks: int, root_hash: str, salt: str, *, production: bool
+) -> str:
+    """What the kernel is told: where its root is and by which hash to believe it.
+
+    `partition` is the PARTUUID of the slot, which holds the data and behind it the tree; `blocks` is the
+    number of data blocks, so the tree begins at block `blocks`. ValueError when the kernel would refuse it.
+    """
+    table = (
+        f"spine,,,ro,0 {blocks * 8} verity 1 PARTUUID={partition} PARTUUID={partition} 4096 4096 "
+        f"{blocks} {blocks} sha256 {root_hash} {salt} 1 panic_on_corruption"
+    )
+    if len(table) > TABLE_MAX:
+        raise ValueError("the verity table is longer than the kernel takes")
+    words = [
+        # Not without an end: a root that never comes must panic, so that the next boot tries another slot.
+        "root=/dev/dm-0 rootfstype=squashfs ro rootwait=10",
+        # A panic restarts at once. An emulated CPU that its host leaves waiting is not stuck (kernel.config).
+        "panic=-1 watchdog_thresh=30",
+        f"init=/usr/bin/bay0 spine.slot={slot} quiet",
+    ]
+    if not production:
+        words.append("console=tty0 console=ttyS0")
+    line = " ".join([*words, f'dm-mod.create="{table}"'])
+    if len(line) > COMMAND_LINE_MAX:
+        raise ValueError("the command line is longer than the kernel takes")
+    return line
