@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground import accel as acceleration
 from spine.ground import picture, state
+from spine.ground.console import LOOK_S, BootError, Console, OnStage, nobody
 from spine.ground.port import Port
 from spine.ground.qmp import ANSWER_S, Qmp, QmpError
-from spine.ground.stages import Stage, Stages, last_lines, plain
+from spine.ground.stages import Stage, last_lines
 
 # The machine's size. The spine itself needs a tenth of the memory; the rest is for what it will carry.
 MEMORY_MIB = 512
@@ -33,12 +34,9 @@ CPUS = 2
 READY_S = {"kvm": 90.0, "tcg": 300.0}
 # A kernel under KVM speaks within a second or two; one that is silent this long is not running.
 SILENT_S = 20.0
-# How often the serial file is looked at.
-LOOK_S = 0.05
 # bay0 gives its organs 5 s to stop, widened up to eightfold on slow grounds; then QEMU is ended.
 STOP_S = 60.0
 KILL_S = 10.0
-SERIAL_LINES_SHOWN = 20
 
 # Code and variables of one build belong together; the 4M build is the one newer systems still carry.
 FIRMWARE = (
@@ -106,7 +104,7 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.serial_path = directory / "serial.log"
+        self.console = Console(directory / "serial.log", "machine", self.alive, self._epitaph)
         self.log_path = directory / "qemu.log"
         self.accel = ""
         self.disk: Path | None = None
@@ -180,7 +178,7 @@ class Machine:
             disk=disk,
             variables=variables,
             firmware=code,
-            serial=self.serial_path,
+            serial=self.console.path,
             sockets=self.sockets,
             pidfile=self.directory / "qemu.pid",
             accel=accel,
@@ -190,7 +188,7 @@ class Machine:
             blockdevs=tuple(blockdevs),
             extra=tuple(extra),
         )
-        self.serial_path.write_bytes(b"")
+        self.console.path.write_bytes(b"")
         with open(self.log_path, "wb") as log:
             try:
                 # A session of its own: ctrl-C at the terminal is for ./spine and not for the machine.
@@ -211,27 +209,20 @@ class Machine:
                 process=self._process,
                 disk=disk,
                 port=self.port_path,
-                console=self.serial_path,
+                console=self.console.path,
                 accel=accel,
             ),
         )
 
     def alive(self) -> bool:
         """Whether QEMU runs."""
-        if self._child is not None and self.exit_code is None:
-            self.exit_code = self._child.poll()
-        return self._process is not None and self.exit_code is None and self._process.alive()
-
-    def mark(self) -> int:
-        """How long the serial output is now; give it to `wait_ready` to wait for what comes after."""
-        try:
-            return self.serial_path.stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def serial(self, since: int = 0) -> str:
-        """The serial output from a mark on, as plain text."""
-        return plain(self._serial_bytes(since))
+        if self._process is None or self.exit_code is not None:
+            return False
+        if self._process.alive():
+            return True
+        if self._child is not None:
+            self.exit_code = self._child.wait()
+        return False
 
     def wait_ready(
         self,
@@ -239,32 +230,18 @@ class Machine:
         *,
         since: int = 0,
         silent_s: float | None = None,
-        on_stage: Callable[[Stage], None] = lambda _stage: None,
+        on_stage: OnStage = nobody,
     ) -> None:
         """Wait until bay0 says ready and the operator answers a hello.
 
-        BootError: the time is up (124), or QEMU ended (1); it says the stage that was reached and carries the
-        last lines of the serial output. `silent_s` gives up sooner (`Silent`) when not even the kernel spoke.
+        BootError: the time is up (124), or QEMU ended (1). `since` is a `console.mark()`: only what comes
+        after it counts. `silent_s` gives up sooner (`Silent`) when not even the kernel spoke.
         """
-        limit_s = READY_S.get(self.accel, READY_S["tcg"]) if deadline_s is None else deadline_s
-        began = time.monotonic()
-        self._follow(began, limit_s, since, silent_s, on_stage, "ready")
-        with Port(self.port_path, deadline_s=max(1.0, began + limit_s - time.monotonic())):
+        limit_s = READY_S[self.accel] if deadline_s is None else deadline_s
+        end = time.monotonic() + limit_s
+        self.console.follow("ready", limit_s, since=since, silent_s=silent_s, on_stage=on_stage)
+        with self.port(max(1.0, end - time.monotonic())):
             on_stage(Stage("port"))
-
-    def wait_stage(self, name: str, deadline_s: float, *, since: int = 0) -> None:
-        """Wait for one stage (`kernel`, `organ.gate`, `healthy`, ...) in the serial output after a mark."""
-        self._follow(time.monotonic(), deadline_s, since, None, lambda _stage: None, name)
-
-    def wait_serial(self, text: str, deadline_s: float, *, since: int = 0) -> None:
-        """Wait until the serial output after a mark holds `text`. SpineError (124, or 1 when QEMU ends)."""
-        end = time.monotonic() + deadline_s
-        while text not in self.serial(since):
-            if not self.alive() and text not in self.serial(since):
-                raise self._ended(f"before it said {text!r}")
-            if time.monotonic() > end:
-                raise self._stuck(f"the machine did not say {text!r} within {deadline_s:.0f} s", Stages())
-            time.sleep(LOOK_S)
 
     def port(self, deadline_s: float | None = None) -> Port:
         """A connection to the operator's port."""
@@ -320,7 +297,7 @@ class Machine:
     def wait_exit(self, deadline_s: float) -> int | None:
         """Wait until QEMU has ended; its exit code, None when it is not our child. SpineError (124)."""
         if not self._wait_end(deadline_s):
-            raise self._stuck(f"QEMU did not end within {deadline_s:.0f} s", Stages())
+            raise self._late(f"QEMU did not end within {deadline_s:.0f} s")
         return self.exit_code
 
     def forget(self) -> None:
@@ -334,34 +311,6 @@ class Machine:
                 self.sockets.rmdir()
             self._sockets = None
 
-    def _follow(
-        self,
-        began: float,
-        limit_s: float,
-        since: int,
-        silent_s: float | None,
-        on_stage: Callable[[Stage], None],
-        wanted: str,
-    ) -> None:
-        stages = Stages()
-        at = since
-        while True:
-            data = self._serial_bytes(at)
-            at += len(data)
-            for stage in stages.feed(data):
-                on_stage(stage)
-                if stage.name == wanted:
-                    return
-            elapsed = time.monotonic() - began
-            if not data:
-                if not self.alive() and self.mark() <= at:
-                    raise self._ended(f"before it was {wanted}", stages)
-                if elapsed > limit_s:
-                    raise self._stuck(f"the machine was not {wanted} within {limit_s:.0f} s", stages)
-                if silent_s is not None and elapsed > silent_s and not _spoke(stages):
-                    raise Silent(f"the kernel was silent for {silent_s:.0f} s", *stages.cause())
-                time.sleep(LOOK_S)
-
     def _wait_for_qmp(self) -> None:
         end = time.monotonic() + ANSWER_S
         while True:
@@ -373,7 +322,7 @@ class Machine:
                     raise self._ended("at once") from error
                 if time.monotonic() > end:
                     self.kill()
-                    raise self._stuck(f"QEMU was not there after {ANSWER_S:.0f} s", Stages()) from error
+                    raise self._late(f"QEMU was not there after {ANSWER_S:.0f} s") from error
                 time.sleep(LOOK_S)
 
     def _wait_end(self, deadline_s: float) -> bool:
@@ -384,45 +333,15 @@ class Machine:
             time.sleep(LOOK_S)
         return True
 
-    def _serial_bytes(self, since: int) -> bytes:
-        try:
-            with open(self.serial_path, "rb") as file:
-                file.seek(since)
-                return file.read()
-        except FileNotFoundError:
-            return b""
-
-    def _ended(self, when: str, stages: Stages | None = None) -> SpineError:
+    def _epitaph(self) -> str:
         log = last_lines(self.log_path.read_bytes() if self.log_path.exists() else b"", 1)
-        why = f"exit code {self.exit_code}{': ' + log[0] if log else ''}"
-        if stages is not None:
-            why = f"{why}; stage {stages.reached or 'none'}: {stages.cause()[0]}"
-        return BootError(f"QEMU ended {when}", why, f"less '{self.serial_path}'", self._shown())
+        return f"QEMU ended with {self.exit_code}{': ' + log[0] if log else ''}"
 
-    def _stuck(self, what: str, stages: Stages) -> SpineError:
-        why, fix = stages.cause()
-        reached = f"stage {stages.reached or 'none'}: " if stages.reached or not self.mark() else ""
-        return BootError(what, reached + why, fix, self._shown(), Exit.TIMEOUT)
+    def _late(self, what: str) -> BootError:
+        return BootError(what, "it is alive and does nothing", "./spine stop", exit_code=Exit.TIMEOUT)
 
-    def _shown(self) -> list[str]:
-        return last_lines(self._serial_bytes(0), SERIAL_LINES_SHOWN)
-
-
-class BootError(SpineError):
-    """A boot that failed; `shown` are the last lines of the console."""
-
-    def __init__(
-        self, what: str, why: str, fix: str, shown: Sequence[str], exit_code: int = Exit.FAILED
-    ) -> None:
-        super().__init__(what, why, fix, exit_code)
-        self.shown = list(shown)
-
-    def __str__(self) -> str:
-        return "\n".join([self.what, self.why, *self.shown])
-
-
-class Silent(SpineError):
-    """Not even the kernel spoke: the accelerator is to blame."""
+    def _ended(self, when: str) -> BootError:
+        return BootError(f"QEMU ended {when}", self._epitaph(), f"less '{self.log_path}'")
 
 
 def firmware() -> tuple[Path, Path]:
@@ -445,10 +364,6 @@ def _no_qemu() -> SpineError:
         "apt-get install --no-install-recommends qemu-system-x86",
         Exit.HOST_NOT_READY,
     )
-
-
-def _spoke(stages: Stages) -> bool:
-    return stages.reached not in ("", "firmware", "boot loader")
 
 
 def _file_node(name: str, path: Path, *, read_only: bool = False, discard: str = "ignore") -> Blockdev:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 # A line longer than this is cut there: serial output is the guest's, and a guest may be broken.
 LINE_MAX = 4096
 
+MACHINE = ("firmware", "boot loader", "kernel")
+
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|.)")
 _STAGE = re.compile(r"spine: stage ([a-z0-9_.-]{1,64}) (\d{1,12})\b")
 _FIRMWARE = re.compile(r"BdsDxe|UEFI|EDK II|TianoCore")
@@ -42,8 +44,9 @@ class Stage:
 
 @dataclass
 class Stages:
-    """The reader of one stream of serial output."""
+    """The reader of one stream of output; a container has none of the stages before bay0."""
 
+    before: tuple[str, ...] = MACHINE
     reached: str = ""
     restarts: int = 0
     panic: str = ""
@@ -65,24 +68,30 @@ class Stages:
             return f"the kernel panicked: {self.panic}", "./spine log"
         return CAUSES.get(self.reached, CAUSE_IN_BAY0)
 
+    def spoke(self) -> bool:
+        """Whether at least the kernel said something."""
+        return self.reached not in ("", "firmware", "boot loader")
+
     def _line(self, line: str) -> list[Stage]:
         panic = _PANIC.search(line)
         if panic:
             self.panic = panic[1].strip()
         stage = _STAGE.search(line)
         if stage:
-            return self._pass(["firmware", "boot loader", "kernel", stage[1]], int(stage[2]))
+            return self._pass([*self.before, stage[1]], int(stage[2]))
         if _KERNEL.search(line):
-            return self._pass(["firmware", "boot loader", "kernel"], None)
+            return self._pass([*self.before], None)
         if _FIRMWARE.search(line) and self.reached not in ("", "firmware", "boot loader"):
             self.restarts += 1
             self.reached = ""
             self._seen.clear()
         if _LOADER.search(line):
-            return self._pass(["firmware", "boot loader"], None)
-        return self._pass(["firmware"], None) if _FIRMWARE.search(line) else []
+            return self._pass([*self.before[:2]], None)
+        return self._pass([*self.before[:1]], None) if _FIRMWARE.search(line) else []
 
     def _pass(self, names: list[str], ms: int | None) -> list[Stage]:
+        if not names:
+            return []
         new = [name for name in names if name not in self._seen]
         self._seen.update(new)
         if names[-1] in new:
