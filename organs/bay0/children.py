@@ -74,12 +74,11 @@ class Children:
         self._limits = pace.limits(self._policy, self.factor)
         self.stopping = False
         self.changed = True
-        self.zygote = Child(ZYGOTE, None, Cgroup(ZYGOTE), Ring(layout.LOGS, ZYGOTE, log_group))
-        self.zygote.cgroup.limit(ZYGOTE_MEMORY_MAX, ZYGOTE_PIDS_MAX)
+        cgroup = Cgroup(ZYGOTE, ZYGOTE_MEMORY_MAX, ZYGOTE_PIDS_MAX)
+        self.zygote = Child(ZYGOTE, None, cgroup, Ring(layout.LOGS, ZYGOTE, log_group))
         self.organs: dict[str, Child] = {}
         for organ in manifest.organs.values():
-            cgroup = Cgroup(f"organs/{organ.name}")
-            cgroup.limit(organ.memory_max, organ.pids_max)
+            cgroup = Cgroup(f"organs/{organ.name}", organ.memory_max, organ.pids_max)
             self.organs[organ.name] = Child(
                 organ.name, organ, cgroup, Ring(layout.LOGS, organ.name, log_group)
             )
@@ -167,6 +166,7 @@ class Children:
         child.begin()
         self.changed = True
         try:
+            child.cgroup.renew()
             if child is self.zygote:
                 self._start_zygote()
             else:
@@ -328,7 +328,8 @@ class Children:
         self.changed = True
         if not self.stopping:
             self._report.say(f"{child.name}: generation {child.generation} died: {child.ended}")
-        child.cgroup.kill()
+        if not child.cgroup.empty():
+            child.cgroup.kill()
         if child is self.zygote:
             self._zygote_dead()
 

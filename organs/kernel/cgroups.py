@@ -32,28 +32,44 @@ def prepare() -> list[str]:
 
 
 class Cgroup:
-    """One child's cgroup. `fd` is what clone3 wants."""
+    """One child's cgroup and its limits. `fd` is what clone3 wants."""
 
-    def __init__(self, path: str) -> None:
-        """Make the cgroup `path` (relative to the root of the tree), or take the one that is there."""
+    def __init__(self, path: str, memory_max: int, pids_max: int) -> None:
+        """Make the cgroup `path` (below the root of the tree). `memory_max` is in bytes; swap is forbidden."""
         self.path = f"{ROOT}/{path}"
-        os.makedirs(self.path, exist_ok=True)
-        self.fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def limit(self, memory_max: int, pids_max: int) -> None:
-        """Set the limits whose controllers exist. `memory_max` is in bytes; swap is forbidden."""
-        for name, value in (
+        self._limits = (
             ("memory.max", memory_max),
             ("memory.swap.max", 0),
             # One process of the group over the limit ends the whole group: half an organ is no organ.
             ("memory.oom.group", 1),
             ("pids.max", pids_max),
-        ):
-            if os.path.exists(f"{self.path}/{name}"):
+        )
+        self._killed = False
+        self.fd = self._make()
+
+    def _make(self) -> int:
+        os.makedirs(self.path, exist_ok=True)
+        for name, value in self._limits:
+            if os.path.exists(f"{self.path}/{name}"):  # else the controller is missing, and was reported
                 _write(self.path, name, str(value))
+        return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def renew(self) -> None:
+        """Make it fit for the next incarnation; it must be empty.
+
+        The kernel counts the kills of a cgroup so that a fork cannot escape one, but clone3 into a cgroup
+        compares with the count of the parent's: everything born into a cgroup that was killed once dies at
+        once. So a killed cgroup is used up, and a new one takes its name.
+        """
+        if self._killed:
+            os.close(self.fd)
+            os.rmdir(self.path)
+            self.fd = self._make()
+            self._killed = False
 
     def kill(self) -> None:
         """SIGKILL to everything in it, at once and without a race against fork."""
+        self._killed = True
         _write(self.path, "cgroup.kill", "1")
 
     def empty(self) -> bool:

@@ -1,0 +1,73 @@
+"""Stand-in for `organs/runtime.py` in the tests of bay0: organs without a bus, with a behaviour by name.
+
+bay0 and the zygote are the real ones. What an organ does here shows what bay0 makes of it: one that beats,
+one that floods its log, one that never gets ready, one that does not end when asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from organs import layout
+from organs.manifest import load
+
+
+def preload() -> None:
+    """Nothing is shared but the interpreter."""
+
+
+def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
+    """Live as the organ's name says."""
+    print(f"{name} generation {generation} with {' '.join(sorted(fds))}", file=sys.stderr, flush=True)
+    beat_ms = load(layout.MANIFEST).spine.heartbeat_ms
+    status = fds["status"]
+    if name == "late":
+        while True:
+            signal.pause()
+    if name == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if name == "forker" and os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            signal.pause()
+    poll = select.poll()
+    readers: dict[int, Callable[[], None]] = {}
+    if "control" in fds:
+        control = socket.socket(fileno=fds["control"])
+        readers[control.fileno()] = lambda: print(
+            f"{name} was told {control.recv(4096).decode()}", file=sys.stderr, flush=True
+        )
+        if "device:port" in fds:
+            port = socket.socket(fileno=fds["device:port"])
+            readers[port.fileno()] = lambda: _carry(port, control)
+            del readers[control.fileno()]
+    for fd in readers:
+        poll.register(fd, select.POLLIN)
+    os.write(status, b"R")
+    while True:
+        os.write(status, b"H")
+        if name == "flood":
+            for _ in range(64):
+                os.write(2, b"x" * 1023 + b"\n")
+        for fd, _ in poll.poll(0 if name == "flood" else beat_ms):
+            readers[fd]()
+
+
+def _carry(port: socket.socket, control: socket.socket) -> None:
+    """One client of the port: a line of JSON to bay0, its answer back."""
+    client, _ = port.accept()
+    with client, client.makefile("rwb") as file:
+        line = file.readline()
+        control.send(line)
+        if json.loads(line)["ask"] in ("reboot", "poweroff") and b"quiet" not in line:
+            return
+        readable, _, _ = select.select([control], [], [], 5)
+        file.write(control.recv(4096) if readable else b'{"error": "no answer"}')
+        file.flush()
