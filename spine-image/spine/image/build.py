@@ -71,7 +71,7 @@ def build(
     tree (paths relative to its root). `relock` renews inputs.lock first. SpineError when it cannot be built.
     """
     sources = Sources(paths.ROOT, replace or {})
-    cache = Cache(paths.cache())
+    cache = Cache(paths.cache(), progress.say)
     locked = inputs.decode(sources.read(inputs.LOCK).decode())
     if relock:
         with progress.stage("renew the lock"):
@@ -115,7 +115,11 @@ def _root(plan: _Plan) -> tuple[Path, str]:
     locked, cache = plan.locked, plan.cache
     packages = locked.of("root")
     base_key = digest(
-        "base", plan.recipe(), str(locked.epoch), *(entry.sha256 for entry in (*packages, *locked.wheels))
+        "base",
+        plan.recipe(),
+        str(locked.epoch),
+        *(package.sha256 for package in packages),
+        *(wheel.sha256 for wheel in locked.wheels),
     )
     own = list(plan.sources.files("organs", "bus", "schemas"))
     root_key = digest(

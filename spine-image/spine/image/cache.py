@@ -42,8 +42,10 @@ def file_digest(path: Path) -> str:
 class Cache:
     """One cache directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, say: Callable[[str], None]) -> None:
+        """`say` is told what the build waits for when another one is making the same thing."""
         self.root = root
+        self._say = say
 
     def entry(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
         """The directory of entry `key`, made by `make(empty directory)` when it is not there yet."""
@@ -51,6 +53,7 @@ class Cache:
         if final.is_dir():
             os.utime(final)
             return final
+        self._drop_dead(kind)
         with self._locked(kind, key):
             if not final.is_dir():
                 self._make(final, make)
@@ -80,9 +83,21 @@ class Cache:
     def _locked(self, kind: str, key: str) -> Iterator[None]:
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with (locks / f"{kind}-{key[:16]}").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (locks / _lock_name(kind, key)).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._say(f"another build is making the {kind}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _drop_dead(self, kind: str) -> None:
+        """Remove what builds that were killed have left; one that still runs holds its lock."""
+        for part in (self.root / kind).glob(".part-*"):
+            name = _lock_name(kind, part.name.removeprefix(".part-"))
+            with (self.root / "locks" / name).open("w") as lock, contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(part)
 
     def _drop_old(self, kind: Path) -> None:
         seen = sorted(
@@ -92,6 +107,10 @@ class Cache:
         for used, path in seen[KEPT:]:
             if time.time() - used > IN_USE_S:
                 remove(path)
+
+
+def _lock_name(kind: str, key: str) -> str:
+    return f"{kind}-{key[:16]}"
 
 
 def remove(path: Path) -> None:

@@ -27,6 +27,7 @@ PACKAGE_OF = {
     "mksquashfs": "squashfs-tools",
     "mmd": "mtools",
     "readelf": "binutils",
+    "setpriv": "util-linux",
     "sfdisk": "fdisk",
     "strip": "binutils",
     "unsquashfs": "squashfs-tools",

@@ -108,7 +108,17 @@ def make_esp(directory: Path, loader: bytes, ukis: Mapping[str, bytes], epoch: i
     # A volume id of our own: FAT's usual one is made from the time of day.
     volume = uuid.UUID(name_id("esp volume")).hex[:8]
     what = "the ESP cannot be made"
-    command = ["mkfs.vfat", "--invariant", "-F", "16", "-n", "SPINE-ESP", "-i", volume, image]
+    command: list[str | Path] = [
+        "mkfs.vfat",
+        "--invariant",
+        "-F",
+        "16",
+        "-n",
+        "SPINE-ESP",
+        "-i",
+        volume,
+        image,
+    ]
     commands.run(command, env=env, what=what)
     commands.run(["mmd", "-i", image, "::EFI", "::EFI/BOOT", "::EFI/Linux", "::loader"], env=env, what=what)
     files = {

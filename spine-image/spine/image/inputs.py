@@ -83,14 +83,15 @@ def decode(text: str) -> Inputs:
         Wheel(*(_text(row, key, "wheel") for key in ("name", "version", "file", "sha256")))
         for row in _rows(document, "wheel", {"name", "version", "file", "sha256"})
     )
-    names = [entry.name for entry in (*packages, *wheels)]
+    pinned: list[Package | Wheel] = [*packages, *wheels]
+    names = [entry.name for entry in pinned]
     for name in names:
         if names.count(name) > 1:
             raise _refused(f"{name} stands there twice")
     for package in packages:
         if package.use not in USES:
             raise _refused(f"{package.name}: use must be one of {', '.join(USES)}")
-    for entry in (*packages, *wheels):
+    for entry in pinned:
         if not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
             raise _refused(f"{entry.name}: sha256 must be 64 hex digits")
     return Inputs(epoch, packages, wheels)

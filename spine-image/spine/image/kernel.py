@@ -38,7 +38,7 @@ KEPT_FILES = {"arch/x86/boot/bzImage": "bzImage", ".config": "config", "System.m
 
 
 def wanted(fragment: str) -> dict[str, str]:
-    """The options of a fragment with their values; SpineError for a line that is neither option nor comment."""
+    """The options of a fragment with their values; SpineError for a line that is no option and no comment."""
     found: dict[str, str] = {}
     for number, line in enumerate(fragment.splitlines(), 1):
         text = line.strip()
@@ -127,7 +127,11 @@ def _unpack(package: Path, tree: Path) -> None:
 
 
 def _make(tree: Path, epoch: int) -> tuple[list[str], dict[str, str]]:
-    fixed = {**FIXED, "KBUILD_BUILD_TIMESTAMP": time.strftime("%a %b %d %H:%M:%S UTC %Y", time.gmtime(epoch)), "LOCALVERSION": ""}
+    fixed = {
+        **FIXED,
+        "KBUILD_BUILD_TIMESTAMP": time.strftime("%a %b %d %H:%M:%S UTC %Y", time.gmtime(epoch)),
+        "LOCALVERSION": "",
+    }
     return [commands.find("make"), "-C", str(tree)], commands.environment(fixed)
 
 
@@ -165,9 +169,10 @@ def _compile(cache: Cache, tree: Path, epoch: int, progress: Progress) -> None:
     log = cache.root / "kernel.log"
     command, env = _make(tree, epoch)
     with progress.stage("kernel: compile", expected * SECONDS_PER_STEP / jobs), log.open("wb") as kept:
-        # A group of its own: all of make's children end with it, also on ctrl-C.
+        # A group of its own, so that all of make's children end with it on ctrl-C; and when this process is
+        # killed, make is told.
         make = subprocess.Popen(
-            [*command, f"-j{jobs}", "bzImage"],
+            [commands.find("setpriv"), "--pdeathsig", "TERM", *command, f"-j{jobs}", "bzImage"],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -50,7 +50,7 @@ def _load(file: Path) -> Ed25519PrivateKey:
             raise SpineError(
                 f"the release key {file} is not private",
                 "others may read it, or it belongs to somebody else",
-                f"chmod 600 '{file}'   # or, if it may have been read: rm '{file}', the next build makes a new one",
+                f"chmod 600 '{file}'   # or, if it may have been read, delete it: the next build makes another",
                 Exit.REFUSED,
             )
         text = opened.read()

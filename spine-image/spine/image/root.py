@@ -17,7 +17,7 @@ from pathlib import Path
 
 from spine.errors import SpineError
 from spine.image import commands, trim, verity
-from spine.image.cache import Cache, remove
+from spine.image.cache import remove
 from spine.image.inputs import Package, Wheel
 from spine.image.sources import Sources
 
@@ -83,8 +83,8 @@ def make_base(directory: Path, packages: Mapping[Package, Path], wheels: Mapping
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(opened.read(name))
     _add_libraries(unpacked, tree)
-    for path in sorted(tree.rglob("*.so*")):
-        commands.run(["strip", "--strip-unneeded", path], what=f"{path.name} cannot be stripped")
+    for library in sorted(tree.rglob("*.so*")):
+        commands.run(["strip", "--strip-unneeded", library], what=f"{library.name} cannot be stripped")
     modules = [f"/{path.relative_to(tree)}" for path in sorted(tree.rglob("*.py"))]
     _compile(tree, modules, keep_source=False)
     for module in modules:
@@ -225,7 +225,17 @@ def _needed(path: Path) -> list[str]:
 def _compile(tree: Path, modules: list[str], *, keep_source: bool) -> None:
     # The interpreter that will run the modules compiles them. A fixed hash seed fixes the order of sets.
     libraries = f"{tree}/{LIBRARIES}"
-    command = [tree / LOADER, "--library-path", libraries, tree / PYTHON, "-s", "-S", "-B", "-c", _COMPILE]
+    command: list[str | Path] = [
+        tree / LOADER,
+        "--library-path",
+        libraries,
+        tree / PYTHON,
+        "-s",
+        "-S",
+        "-B",
+        "-c",
+        _COMPILE,
+    ]
     commands.run(
         [*command, str(tree), "keep" if keep_source else "drop"],
         env={"PYTHONHASHSEED": "0", "PYTHONHOME": f"{tree}/usr", "PYTHONUTF8": "1"},

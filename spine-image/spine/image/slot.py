@@ -60,7 +60,7 @@ def compose(
     facts: Mapping[str, str],
     sign: Callable[[bytes], bytes],
 ) -> tuple[bytes, list[Part]]:
-    """The slot's bytes (without the zeros at the end) and its parts. `facts` go into the manifest as they are."""
+    """The slot's bytes, without the zeros at the end, and its parts; `facts` go into the manifest as is."""
     boot, runs = esp_runs(esp, {f"uki-{slot}": data for slot, data in ukis.items()})
     named = [("root", root), ("tree", tree), *((f"uki-{slot}", data) for slot, data in ukis.items())]
     named.append(("boot", boot))
