@@ -82,7 +82,8 @@ class Child:
         opened: dict[str, int] = {}
         try:
             for device in self.organ.devices if self.organ else ():
-                opened[f"device:{device.name}"] = ground.open(device.name, device.mode)
+                if device.name not in ground.missing:
+                    opened[f"device:{device.name}"] = ground.open(device.name, device.mode)
         except OSError:
             close(opened)
             raise

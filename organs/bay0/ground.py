@@ -50,7 +50,10 @@ class Ground:
 
 
 def find(wanted: Iterable[str]) -> Ground:
-    """The ground, once all wanted devices are there. Waits a little for late ones. Raises GroundRefused."""
+    """The ground, once all wanted devices are there. Waits a little for late ones. Raises GroundRefused.
+
+    A container may lack a device if it says so in `missing`; its organ then starts without that descriptor.
+    """
     wanted = set(wanted)
     try:
         with open(layout.GROUND, encoding="utf-8") as file:
@@ -60,7 +63,7 @@ def find(wanted: Iterable[str]) -> Ground:
     if ground.port_fd is not None:
         os.set_inheritable(ground.port_fd, False)
     present = set(ground.devices) | ({layout.PORT} if ground.port_fd is not None else set())
-    if absent := wanted - present:
+    if absent := wanted - present - set(ground.missing):
         raise GroundRefused(f"there is no device {', '.join(sorted(absent))}")
     return ground
 
