@@ -45,7 +45,7 @@ LOCK_WAIT_S: Final = 5.0
 CACHE_KIB: Final = 1024
 
 # Set in this order, each read back. Exclusive first: the log's index then lives in memory and no second
-# process can share the file. INV-GATE-1
+# process can share the file.
 PRAGMAS: tuple[tuple[str, str, str | int], ...] = (
     ("locking_mode", "EXCLUSIVE", "exclusive"),
     ("page_size", str(PAGE_BYTES), PAGE_BYTES),

@@ -155,7 +155,8 @@ class Worker:
     def _run(self) -> None:
         try:
             self._live()
-        except BaseException as error:  # handed to the owner, which raises it in the main thread
+        # Nobody is answered after it; the owner raises it in the main thread, and the process ends.
+        except BaseException as error:  # INV-GATE-9
             for store in self._stores.values():
                 store.abandon()
             self._died(error)

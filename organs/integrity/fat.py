@@ -150,7 +150,7 @@ def _chain(read: Read, volume: _Volume, first: int) -> Iterator[_Stretch]:
         if not 2 <= cluster < volume.clusters + 2:
             raise BadVolume(f"a directory's chain leads to cluster {cluster}")
         if cluster in seen:
-            raise BadVolume("a directory's chain is a loop")
+            raise BadVolume("a directory's chain is a loop")  # INV-SLOT-3
         seen.add(cluster)
         if len(seen) * volume.cluster_bytes > DIRECTORY_BYTES_MAX:
             raise BadVolume("a directory is longer than any of ours")
