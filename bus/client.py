@@ -23,6 +23,7 @@ from typing import Final
 import outcome
 import trio
 
+from bus.alarm import NEVER, Alarm
 from bus.envelope import (
     MESSAGE_MAX,
     Code,
@@ -78,6 +79,8 @@ class Peer:
         self._last_id = 0
         self._hello_id: int | None = None
         self._answers = Reassembler()
+        self._ended = False
+        self._alarm = Alarm(self._due)
 
     async def call(
         self, method: str, params: Mapping[str, object], deadline_ms: int | None = None
@@ -91,7 +94,7 @@ class Peer:
         found = self.interface.methods.get(method)
         if found is None:
             raise AttributeError(f"{self.interface.name} has no method {method}")
-        limit_ms = found.deadline_ms if deadline_ms is None else min(deadline_ms, found.deadline_ms)
+        limit_ms = found.deadline_ms if deadline_ms is None else deadline_ms
         body = found.encode_params(params)
         answer = await self.call_raw(found, body, time.monotonic_ns() + limit_ms * 1_000_000)
         try:
@@ -101,7 +104,17 @@ class Peer:
             raise Failure(Code.BAD_MESSAGE, str(error)) from None
 
     async def call_raw(self, method: Method, body: bytes, deadline_ns: int) -> bytes:
-        """Calls with an encoded body and gives the encoded results; `deadline_ns` is of CLOCK_MONOTONIC."""
+        """Calls with an encoded body and gives the encoded results.
+
+        `deadline_ns` is of CLOCK_MONOTONIC; the schema's holds when it is earlier. ClosedResourceError when
+        `run` has ended.
+        """
+        if self._ended:
+            raise trio.ClosedResourceError
+        now_ns = time.monotonic_ns()
+        deadline_ns = min(deadline_ns, now_ns + method.deadline_ms * 1_000_000)
+        if deadline_ns <= now_ns:
+            raise Failure(Code.DEADLINE, "time was up before it began")
         if len(body) > MESSAGE_MAX:
             raise Failure(Code.TOO_LARGE, f"the call has {len(body)} bytes")
         if len(self._pending) >= PENDING_MAX:
@@ -117,20 +130,34 @@ class Peer:
 
         if self.generation is not None:
             self._happened(pending, Event.READY)
-        with trio.move_on_after((deadline_ns - time.monotonic_ns()) / 1e9):  # INV-BUS-2
-            answer: bytes = await trio.lowlevel.wait_task_rescheduled(abort)
-            return answer
-        raise Failure(Code.DEADLINE)
+        self._alarm.at(deadline_ns)
+        answer: bytes = await trio.lowlevel.wait_task_rescheduled(abort)
+        return answer
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keeps the connection until cancelled."""
         try:
             with Connection(self._path, self._take, self._linked) as self._connection:
-                task_status.started()
-                await self._connection.run()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._alarm.run)
+                    task_status.started()
+                    await self._connection.run()
         finally:
             self._connection = None
+            self._ended = True
             self._lost()
+            for pending in list(self._pending.values()):
+                self._finish(pending, outcome.Error(Failure(Code.PEER_DIED)))
+
+    def _due(self, now_ns: int) -> int:
+        """Ends the calls whose time is up; the earliest deadline of the rest."""
+        next_ns = NEVER
+        for pending in list(self._pending.values()):
+            if pending.deadline_ns <= now_ns:
+                self._finish(pending, outcome.Error(Failure(Code.DEADLINE)))  # INV-BUS-2
+            else:
+                next_ns = min(next_ns, pending.deadline_ns)
+        return next_ns
 
     def _linked(self, up: bool) -> None:
         if up:
@@ -171,6 +198,12 @@ class Peer:
         pending = self._pending.get(envelope.id)
         if pending is None:
             return  # It came after the deadline.
+        if envelope.generation != self.generation and self._connection is not None:
+            # An incarnation answers that we have not met: the loss of the one before must be dealt with
+            # first.
+            self._connection.hear()
+            if self._pending.get(envelope.id) is not pending:
+                return
         event = Event.ANSWER if envelope.attempt == pending.attempt else Event.OLD_ANSWER
         self._happened(pending, event, envelope)
 

@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from bus.admission import Load, admit
+from bus.alarm import NEVER, Alarm
 from bus.envelope import (
     MESSAGE_MAX,
     Code,
@@ -28,7 +29,7 @@ from bus.envelope import (
     pack_failure,
     unpack,
 )
-from bus.sockets import Listener
+from bus.sockets import BATCH, Listener
 from bus.wire import Interface, Method
 
 UNFINISHED_MAX: Final = 4
@@ -71,14 +72,43 @@ async def serve(
     methods = {method.ordinal: (method, handlers[name]) for name, method in interface.methods.items()}
     async with trio.open_nursery() as nursery:
         for caller, listening_fd in listeners.items():
-            desk = _Desk(caller, interface.id, methods, generation, nursery)
+            desk = _Desk(caller, interface.id, methods, generation)
             await nursery.start(desk.run, listening_fd)
         task_status.started()
         await trio.sleep_forever()
 
 
+@dataclass(slots=True)
+class _Work:
+    """An admitted call."""
+
+    route: bytes
+    call: Envelope
+    method: Method
+    handler: Handler
+    deadline_ns: int
+
+
+class _Worker:
+    """A task of a desk: it receives, executes what it received, and waits to receive again."""
+
+    __slots__ = ("scope", "task", "work")
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.task = trio.lowlevel.current_task()
+        self.work: _Work | None = None
+        """What it executes, until it is answered."""
+
+
 class _Desk:
-    """Where one caller is served."""
+    """Where one caller is served.
+
+    One worker at a time receives. When it has received a call it hands that duty to another and executes
+    the call itself, at once: a call that does not wait for anything is answered without a switch of tasks,
+    and one that waits keeps nobody. The next worker receives in its own turn of the scheduler, so that a
+    desk starts one call a turn, however many its caller sends.
+    """
 
     def __init__(
         self,
@@ -86,44 +116,88 @@ class _Desk:
         interface_id: int,
         methods: Mapping[int, tuple[Method, Handler]],
         generation: int,
-        nursery: trio.Nursery,
     ) -> None:
         self._caller = caller
         self._interface_id = interface_id
         self._methods = methods
         self._generation = generation
-        self._nursery = nursery
         self._unfinished: OrderedDict[bytes, Reassembler] = OrderedDict()
-        self._calls = 0
         self._bytes = 0
-        self._listener: Listener | None = None
+        self._busy: set[_Worker] = set()
+        self._idle: list[_Worker] = []
+        self._alarm = Alarm(self._due)
 
     async def run(
         self, listening_fd: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with Listener(listening_fd, self._take, self._refuse_parts) as self._listener:
-            task_status.started()
-            await self._listener.run()
+        with Listener(listening_fd) as self._listener:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._alarm.run)
+                self._nursery.start_soon(self._work)
+                task_status.started()
 
-    def _take(self, route: bytes, frame: bytes) -> None:
-        """One frame came in. What it says of its sender is not believed: the caller is whose desk this is."""
+    async def _work(self) -> None:
+        """The life of a worker, which begins with receiving."""
+        worker = _Worker()
+        receiving = True
+        while True:
+            # Cancelled by the alarm when the call that the worker executes is due. Entering a scope costs
+            # as much as executing a small call, so one serves until it is cancelled.
+            with trio.CancelScope() as worker.scope:
+                while not worker.scope.cancel_called:
+                    if not receiving:
+                        self._idle.append(worker)
+                        await trio.lowlevel.wait_task_rescheduled(_abort)
+                    work = await self._receive()
+                    self._relieve()
+                    receiving = False
+                    await self._execute(work, worker)
+            if worker.work is not None:
+                self._fail(worker.work.route, worker.work.call, Failure(Code.DEADLINE))
+                self._busy.discard(worker)
+                worker.work = None
+
+    def _relieve(self) -> None:
+        """Somebody else receives from now on."""
+        if self._idle:
+            trio.lowlevel.reschedule(self._idle.pop().task)
+        else:
+            # `admit` limits the calls, and with them the workers.
+            self._nursery.start_soon(self._work)
+
+    async def _receive(self) -> _Work:
+        """The next call that is to be executed; everything else is dealt with here."""
+        while True:
+            for _ in range(BATCH):
+                route, frame = await self._listener.receive()
+                work = self._take(route, frame)
+                if work is not None:
+                    return work
+            await trio.lowlevel.checkpoint()
+
+    def _take(self, route: bytes, frame: bytes | None) -> _Work | None:
+        """One message came in. What it says of its sender is not believed: the caller is whose desk this
+        is."""
         try:
+            if frame is None:
+                raise PeerError("a message has more than one part")
             envelope = unpack(frame)
         except PeerError as error:
             self._fail(route, Envelope(kind=Kind.CALL, id=0), Failure(Code.BAD_MESSAGE, str(error)))
-            return
+            return None
         if envelope.kind is Kind.HELLO:
             self._unfinished.pop(route, None)
             self._answer(route, envelope, Kind.HELLO, b"")
-        elif envelope.kind is not Kind.CALL:
+            return None
+        if envelope.kind is not Kind.CALL:
             self._fail(route, envelope, Failure(Code.BAD_MESSAGE, f"a caller sends no {envelope.kind.name}"))
-        elif envelope.more or envelope.part:
-            self._join(route, envelope)
-        else:
-            self._unfinished.pop(route, None)
-            self._admit(route, envelope)
+            return None
+        if envelope.more or envelope.part or route in self._unfinished:
+            whole = self._join(route, envelope)
+            return None if whole is None else self._admit(route, whole)
+        return self._admit(route, envelope)
 
-    def _join(self, route: bytes, part: Envelope) -> None:
+    def _join(self, route: bytes, part: Envelope) -> Envelope | None:
         reassembler = self._unfinished.pop(route, None)
         if reassembler is None:
             reassembler = Reassembler()
@@ -132,15 +206,13 @@ class _Desk:
         try:
             whole = reassembler.add(part)
         except PeerError as error:
-            self._unfinished[route] = reassembler  # It swallows what still comes of that message.
             self._fail(route, part, Failure(Code.BAD_MESSAGE, str(error)))
-            return
+            whole = None
         if part.more:
             self._unfinished[route] = reassembler
-        if whole is not None:
-            self._admit(route, whole)
+        return whole
 
-    def _admit(self, route: bytes, call: Envelope) -> None:
+    def _admit(self, route: bytes, call: Envelope) -> _Work | None:
         known = self._methods.get(call.ordinal) if call.interface == self._interface_id else None
         verdict = admit(
             call,
@@ -148,53 +220,52 @@ class _Desk:
             caller=self._caller,
             generation=self._generation,
             now_ns=time.monotonic_ns(),
-            load=Load(self._calls, self._bytes),
+            load=Load(len(self._busy), self._bytes),
         )
         if isinstance(verdict, Failure):
             self._fail(route, call, verdict)
-            return
+            return None
         assert known is not None
-        self._calls += 1
+        return _Work(route, call, known[0], known[1], verdict)
+
+    async def _execute(self, work: _Work, worker: _Worker) -> None:
+        call = work.call
+        worker.work = work
+        self._busy.add(worker)
         self._bytes += len(call.body)
-        self._nursery.start_soon(self._execute, route, call, known[0], known[1], verdict)
-
-    async def _execute(
-        self, route: bytes, call: Envelope, method: Method, handler: Handler, deadline_ns: int
-    ) -> None:
-        body: bytes | None = None
-        failure = Failure(Code.DEADLINE)
+        self._alarm.at(work.deadline_ns)
+        kind = Kind.REPLY
         try:
-            params = method.decode_params(call.body)
-            with trio.move_on_after((deadline_ns - time.monotonic_ns()) / 1e9):
-                body = method.encode_results(
-                    await handler(Call(self._caller, call.attempt, deadline_ns), params)
-                )
+            params = work.method.decode_params(call.body)
+            results = await work.handler(Call(self._caller, call.attempt, work.deadline_ns), params)
+            body = work.method.encode_results(results)
+            if len(body) > MESSAGE_MAX:
+                raise Failure(Code.TOO_LARGE, f"the answer has {len(body)} bytes")
         except PeerError as error:
-            failure = Failure(Code.BAD_MESSAGE, str(error))
-        except Failure as raised:
-            failure = raised
+            kind, body = Kind.FAILURE, pack_failure(Failure(Code.BAD_MESSAGE, str(error)))
+        except Failure as failure:
+            kind, body = Kind.FAILURE, pack_failure(failure)
         finally:
-            self._calls -= 1
             self._bytes -= len(call.body)
-        if body is None:
-            self._fail(route, call, failure)
-        elif len(body) > MESSAGE_MAX:
-            self._fail(route, call, Failure(Code.TOO_LARGE, f"the answer has {len(body)} bytes"))
-        else:
-            self._answer(route, call, Kind.REPLY, body)
+        self._busy.discard(worker)
+        worker.work = None
+        self._answer(work.route, call, kind, body)
 
-    def _refuse_parts(self, route: bytes) -> None:
-        self._fail(
-            route,
-            Envelope(kind=Kind.CALL, id=0),
-            Failure(Code.BAD_MESSAGE, "a message has more than one part"),
-        )
+    def _due(self, now_ns: int) -> int:
+        """Cancels what is due; the earliest deadline of the rest."""
+        next_ns = NEVER
+        for worker in self._busy:
+            assert worker.work is not None
+            if worker.work.deadline_ns <= now_ns:
+                worker.scope.cancel()  # INV-BUS-2
+            else:
+                next_ns = min(next_ns, worker.work.deadline_ns)
+        return next_ns
 
     def _fail(self, route: bytes, to: Envelope, failure: Failure) -> None:
         self._answer(route, to, Kind.FAILURE, pack_failure(failure))
 
     def _answer(self, route: bytes, to: Envelope, kind: Kind, body: bytes) -> None:
-        assert self._listener is not None
         self._listener.send(
             route,
             frames(
@@ -209,3 +280,8 @@ class _Desk:
                 )
             ),
         )
+
+
+def _abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+    """A worker that waits for its turn may be cancelled at any time: then the whole desk ends."""
+    return trio.lowlevel.Abort.SUCCEEDED

@@ -16,6 +16,7 @@ A socket error that is not one of the expected ones (`EAGAIN`, a peer that is go
 and ends the organ.
 """
 
+import math
 import os
 import socket
 import struct
@@ -26,6 +27,7 @@ from typing import Final, Self
 
 import trio
 import zmq
+from zmq.backend import Socket
 
 from bus.envelope import FRAME_MAX
 
@@ -38,8 +40,7 @@ OUT_FRAMES_MAX: Final = 256
 """Frames that wait here because libzmq's queue is full, before we stop reading from that peer. What is
 already under way may still add to them: at most the calls in flight times the frames of an answer."""
 BATCH: Final = 8
-"""Frames that one socket delivers before the others get their turn. Small, since each frame may be a call,
-and a caller that floods must not make the calls of others wait for a long batch of its own."""
+"""Frames that a connection delivers before other tasks get their turn."""
 RECONNECT_MS: Final = 5
 """Pause before connecting again. The default of 100 ms would be most of an organ's time to recover."""
 HANDSHAKE_MS: Final = 5000
@@ -47,14 +48,23 @@ HANDSHAKE_MS: Final = 5000
 waits without end: its connection lies in the backlog while the callee restarts, and giving up would add
 another."""
 RETRY_S: Final = 0.01
-"""See `_Pump.run`: pause before a full queue is tried again when libzmq cannot tell us that it has room."""
+"""See `_Link._arrival`: pause before a full queue is tried again when libzmq cannot tell us that it has
+room."""
 
 _EVENT: Final = struct.Struct("=HI")
 
 
+# Plain numbers, and pyzmq's bare socket class: its enums and wrappers cost more than the calls themselves.
+_POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
+_DONTWAIT: Final = int(zmq.DONTWAIT)
+_SNDMORE: Final = int(zmq.SNDMORE)
+_EVENTS: Final = int(zmq.EVENTS)
+_RCVMORE: Final = int(zmq.RCVMORE)
+
+
 class _Process:
-    """The libzmq context of this process. A context does not survive a fork, so it belongs to a process
-    id."""
+    """The libzmq context of this process. It does not survive a fork, so it belongs to a process id."""
 
     context: zmq.Context[zmq.Socket[bytes]] | None = None
     pid: int = 0
@@ -69,25 +79,25 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
     return _Process.context
 
 
-def _open(kind: int) -> zmq.Socket[bytes]:
-    opened = _context().socket(kind)
-    opened.setsockopt(zmq.LINGER, 0)  # An organ that ends, ends; nobody waits for what it did not get out.
-    opened.setsockopt(zmq.MAXMSGSIZE, FRAME_MAX)  # libzmq drops the connection of a peer that sends more.
-    opened.setsockopt(zmq.SNDHWM, SEND_QUEUE_FRAMES)
-    opened.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_FRAMES)
+def _open(kind: int) -> Socket:
+    opened = Socket(_context(), kind)
+    opened.set(zmq.LINGER, 0)  # An organ that ends, ends; nobody waits for what it did not get out.
+    opened.set(zmq.MAXMSGSIZE, FRAME_MAX)  # libzmq drops the connection of a peer that sends more.
+    opened.set(zmq.SNDHWM, SEND_QUEUE_FRAMES)
+    opened.set(zmq.RCVHWM, RECEIVE_QUEUE_FRAMES)
     return opened
 
 
-class _Pump:
-    """Receives for, and sends from, one libzmq socket. Subclasses say what one message looks like."""
+class _Link:
+    """One libzmq socket whose messages one task receives and any task sends."""
 
-    __slots__ = ("_fd", "_out", "_sleep", "_socket")
+    __slots__ = ("_fd", "_out", "_sleeping", "_socket")
 
-    def __init__(self, opened: zmq.Socket[bytes]) -> None:
+    def __init__(self, opened: Socket) -> None:
         self._socket = opened
-        self._fd = int(opened.getsockopt(zmq.FD))
+        self._fd = _number(opened.get(zmq.FD))
         self._out: deque[tuple[bytes, ...]] = deque()
-        self._sleep: trio.CancelScope | None = None
+        self._sleeping = False
 
     def __enter__(self) -> Self:
         return self
@@ -97,74 +107,87 @@ class _Pump:
     ) -> None:
         self._socket.close()
 
-    async def run(self) -> None:
-        """Delivers what arrives and sends what waits, until cancelled."""
+    async def _arrival(self) -> None:
+        """Returns when there is a message to receive; sends what waits meanwhile.
+
+        For one task at a time. It lets no other task run when there is a message already.
+        """
         while True:
-            for _ in range(BATCH):
-                if len(self._out) >= OUT_FRAMES_MAX or not self._receive():
-                    break
-            self._flush()
             events = self._events()
-            reading = len(self._out) < OUT_FRAMES_MAX
-            if events & zmq.POLLIN and reading:
-                await trio.lowlevel.checkpoint()
-                continue
-            # A ROUTER says POLLOUT when *some* peer has room, which need not be the one we wait for; and
-            # that one's "there is room" may be what reading EVENTS has just swallowed. Then, and only then,
-            # we look again after a pause. In every other state what we wait for will make the descriptor
-            # readable.
-            blocked = bool(self._out) and events & zmq.POLLOUT
-            self._sleep = trio.CancelScope(
-                deadline=trio.current_time() + RETRY_S if blocked else float("inf")
-            )
+            if events & _POLLIN and len(self._out) < OUT_FRAMES_MAX:
+                return
+            pause_s = math.inf
+            if self._out and events & _POLLOUT:
+                if self._flush():
+                    continue
+                # A ROUTER says POLLOUT when *some* peer has room, which need not be the one we wait for; and
+                # that one's "there is room" may be what reading EVENTS has just swallowed. Then, and only
+                # then, we look again after a pause. Otherwise what we wait for makes the descriptor readable.
+                pause_s = RETRY_S
+            # No await between reading EVENTS and here.  # INV-BUS-6
+            self._sleeping = True
             try:
-                with self._sleep:
+                if pause_s is math.inf:
                     await trio.lowlevel.wait_readable(self._fd)
+                else:
+                    with trio.move_on_after(pause_s):
+                        await trio.lowlevel.wait_readable(self._fd)
+            except trio.ClosedResourceError:
+                pass  # `_send` says: look again.
             finally:
-                self._sleep = None
+                self._sleeping = False
 
     def _send(self, message: tuple[bytes, ...]) -> None:
         """Sends now, or when there is room; never blocks, keeps the order."""
+        # A recorder of what this organ sends belongs here; what it receives, in `_receive`.
         if self._out or not self._try_send(message):
             self._out.append(message)
-        if self._sleep is not None:
-            # The pump sleeps, and what would have woken it may be what we have just swallowed.
+        if self._sleeping:
+            # What would have woken the receiver may be what we have just swallowed.
             events = self._events()
-            if events & zmq.POLLIN or (self._out and events & zmq.POLLOUT):
-                self._sleep.cancel()
+            if events & _POLLIN or (self._out and events & _POLLOUT):
+                # Nothing is closed: this is trio's cheapest way to end somebody's wait for a descriptor.
+                trio.lowlevel.notify_closing(self._fd)
 
     def _events(self) -> int:
         """What libzmq would let us do now. Processes what its own threads have told this socket."""
-        return int(self._socket.getsockopt(zmq.EVENTS))
+        return _number(self._socket.get(_EVENTS))
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Sends what waits, as far as there is room; whether anything was sent."""
+        waiting = len(self._out)
         while self._out and self._try_send(self._out[0]):
             self._out.popleft()
+        return len(self._out) < waiting
 
     def _try_send(self, message: tuple[bytes, ...]) -> bool:
         raise NotImplementedError
 
-    def _receive(self) -> bool:
-        raise NotImplementedError
+    def _receive(self, flags: int) -> bytes | None:
+        """The frame that is next, None when there is none."""
+        try:
+            return self._socket.recv(flags)
+        except zmq.Again:
+            return None
 
-    def _rest(self) -> None:
-        """Reads and forgets the rest of a message of too many parts."""
-        while self._socket.getsockopt(zmq.RCVMORE):
-            self._socket.recv(zmq.DONTWAIT)
+    def _whole(self) -> bool:
+        """Whether the frame just received was the last of its message; if not, forgets the others."""
+        if not self._socket.get(_RCVMORE):
+            return True
+        while self._socket.get(_RCVMORE):
+            self._socket.recv(_DONTWAIT)
+        return False
 
 
-class Listener(_Pump):
-    """Where one caller comes in. `deliver(route, frame)` gets each frame; `send(route, frames)` answers.
+class Listener(_Link):
+    """Where one caller comes in: `receive()` gives its frames, `send(route, frames)` answers.
 
-    A route names one connection of that caller, for as long as it lives. A message that is not exactly one
-    frame is refused by `refuse(route)`. Both are called from the pump and must not block.
+    A route names one connection of that caller, for as long as it lives.
     """
 
-    __slots__ = ("_deliver", "_refuse")
+    __slots__ = ()
 
-    def __init__(
-        self, listening_fd: int, deliver: Callable[[bytes, bytes], None], refuse: Callable[[bytes], None]
-    ) -> None:
+    def __init__(self, listening_fd: int) -> None:
         """Takes over a listening AF_UNIX socket; the descriptor itself stays the caller's to close."""
         own = os.dup(listening_fd)
         with socket.socket(fileno=os.dup(listening_fd)) as listening:
@@ -172,15 +195,26 @@ class Listener(_Pump):
         # A connection may be gone between libzmq's poll and its accept; its only thread must not wait there.
         os.set_blocking(own, False)
         router = _open(zmq.ROUTER)
-        router.setsockopt(
-            zmq.ROUTER_MANDATORY, 1
-        )  # A full queue or a gone peer is told, not dropped silently.
-        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        router.setsockopt(zmq.USE_FD, own)  # libzmq neither binds nor unlinks; it closes the copy.
+        router.set(zmq.ROUTER_MANDATORY, 1)  # A full queue or a gone peer is told, not dropped silently.
+        router.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        router.set(zmq.USE_FD, own)  # libzmq neither binds nor unlinks; it closes the copy.
         router.bind(f"ipc://{path}")
         super().__init__(router)
-        self._deliver = deliver
-        self._refuse = refuse
+
+    async def receive(self) -> tuple[bytes, bytes | None]:
+        """The next message: its route and its frame, None for a message that is not exactly one frame.
+
+        For one task at a time. It lets no other task run when there is a message already.
+        """
+        while True:
+            await self._arrival()
+            route = self._receive(_DONTWAIT)
+            if route is None:
+                continue
+            # ROUTER puts the route in front of each message, and a message arrives whole or not at all, so
+            # there is a second frame.
+            frame = self._socket.recv(_DONTWAIT)
+            return (route, frame) if self._whole() else (route, None)
 
     def send(self, route: bytes, frames: Iterable[bytes]) -> None:
         """Sends the frames of one message to that connection; forgets them when it is gone."""
@@ -190,7 +224,7 @@ class Listener(_Pump):
     def _try_send(self, message: tuple[bytes, ...]) -> bool:
         route, frame = message
         try:
-            self._socket.send(route, zmq.SNDMORE | zmq.DONTWAIT)
+            self._socket.send(route, _SNDMORE | _DONTWAIT)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -198,71 +232,73 @@ class Listener(_Pump):
                 raise
             return True  # The peer is gone, and nobody waits for the answer.
         # libzmq has taken the address, so it takes the frame: there was room for it.
-        self._socket.send(frame, zmq.DONTWAIT)
-        return True
-
-    def _receive(self) -> bool:
-        take = self._socket
-        try:
-            route = take.recv(zmq.DONTWAIT)
-        except zmq.Again:
-            return False
-        # ROUTER puts the route in front of each message, and a message is received whole or not at all, so
-        # there is a second frame.
-        frame = take.recv(zmq.DONTWAIT)
-        if take.getsockopt(zmq.RCVMORE):
-            self._rest()
-            self._refuse(route)
-        else:
-            self._deliver(route, frame)
+        self._socket.send(frame, _DONTWAIT)
         return True
 
 
-class Connection(_Pump):
-    """The way to one callee. `run` also tells of the link: `linked(True)` when a connection is made, and
-    `linked(False)` when it is lost. What was lost with it is told before anything of a later connection is
-    delivered.
+class Connection(_Link):
+    """The way to one callee. `deliver(frame)` gets each frame, and must not block.
+
+    `linked(True)` is called when a connection is made, `linked(False)` when it is lost. That may happen a
+    little after the first frame of a later connection was delivered; who finds a frame odd asks by `hear()`.
     """
 
     __slots__ = ("_deliver", "_linked", "_monitor")
 
     def __init__(self, path: str, deliver: Callable[[bytes], None], linked: Callable[[bool], None]) -> None:
         dealer = _open(zmq.DEALER)
-        dealer.setsockopt(zmq.IMMEDIATE, 1)  # Nothing is queued for a callee that is not there.
-        dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        dealer.setsockopt(zmq.HANDSHAKE_IVL, 0)
-        self._monitor: zmq.Socket[bytes] = dealer.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
-        dealer.connect(f"ipc://{path}")
+        dealer.set(zmq.IMMEDIATE, 1)  # Nothing is queued for a callee that is not there.
+        dealer.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        dealer.set(zmq.HANDSHAKE_IVL, 0)
         super().__init__(dealer)
+        # The monitor's address is within this process; a descriptor's number makes it unique there.
+        address = f"inproc://monitor-{self._fd}"
+        dealer.monitor(address, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._monitor = Socket(_context(), zmq.PAIR)
+        self._monitor.set(zmq.LINGER, 0)
+        self._monitor.connect(address)
         self._deliver = deliver
         self._linked = linked
+        dealer.connect(f"ipc://{path}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.disable_monitor()
+        self._socket.monitor(None, 0)
+        self._monitor.close()
         super().__exit__(kind, error, trace)
 
     async def run(self) -> None:
-        """Pumps the connection and its monitor until cancelled."""
+        """Delivers frames and news of the link until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
-            await super().run()
+            while True:
+                for _ in range(BATCH):
+                    await self._arrival()
+                    frame = self._receive(_DONTWAIT)
+                    # A callee that sends more than one frame at a time is not answered: there is no call in
+                    # it.
+                    if frame is not None and self._whole():
+                        self._deliver(frame)
+                await trio.lowlevel.checkpoint()
 
     async def _watch(self) -> None:
-        fd = int(self._monitor.getsockopt(zmq.FD))
+        fd = _number(self._monitor.get(zmq.FD))
         while True:
             # Reading until there is nothing left leaves the descriptor armed, whichever task does it.
-            self._hear()
+            self.hear()
             await trio.lowlevel.wait_readable(fd)
 
-    def _hear(self) -> None:
-        """Tells what has become of the link since last asked."""
+    def hear(self) -> None:
+        """Tells now what has become of the link.
+
+        libzmq's thread knows of a loss before it connects again, so with this a loss can always be dealt with
+        before what a later connection brings.
+        """
         while True:
             try:
-                event, _ = self._monitor.recv_multipart(zmq.DONTWAIT)
+                event = self._monitor.recv(_DONTWAIT)
+                self._monitor.recv(_DONTWAIT)  # The address that it happened to, which is always the same.
             except zmq.Again:
                 return
             number, _ = _EVENT.unpack(event)
@@ -278,21 +314,12 @@ class Connection(_Pump):
 
     def _try_send(self, message: tuple[bytes, ...]) -> bool:
         try:
-            self._socket.send(message[0], zmq.DONTWAIT)
+            self._socket.send(message[0], _DONTWAIT)
         except zmq.Again:
             return False
         return True
 
-    def _receive(self) -> bool:
-        try:
-            frame = self._socket.recv(zmq.DONTWAIT)
-        except zmq.Again:
-            return False
-        # The loss of the connection before is told first: libzmq's thread told the monitor before it made the
-        # connection that this frame came by.
-        self._hear()
-        if self._socket.getsockopt(zmq.RCVMORE):
-            self._rest()
-        else:
-            self._deliver(frame)
-        return True
+
+def _number(option: int | bytes) -> int:
+    assert isinstance(option, int)
+    return option
