@@ -75,8 +75,11 @@ WHEELS_OUT = (
     "*.cpp",
     "*.h",
     "*.hpp",
-    "*.capnp",
     "*.capnp.orig",
+    # All of Cap'n Proto's own schemas but the schema of schemas, which reads what the build compiled.
+    "capnp/persistent.capnp",
+    "capnp/rpc*.capnp",
+    "capnp/stream.capnp",
     "*.txt",
     "*.a",
     "*.lib",
