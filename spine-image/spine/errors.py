@@ -6,6 +6,7 @@ that escapes a verb is a defect and is reported as one.
 """
 
 import enum
+from collections.abc import Sequence
 
 
 class Exit(enum.IntEnum):
@@ -39,25 +40,36 @@ class SpineError(Exception):
     """A failure told to a person: what, why, and the command that fixes it."""
 
     def __init__(
-        self, what: str, why: str, fix: str, exit_code: int = Exit.FAILED, code: str | None = None
+        self,
+        what: str,
+        why: str,
+        fix: str,
+        exit_code: int = Exit.FAILED,
+        code: str | None = None,
+        shown: Sequence[str] = (),
     ) -> None:
         super().__init__(what)
         self.what = what
         self.why = why
         self.fix = fix
         self.exit_code = int(exit_code)
+        # Lines of a log that a person wants to see with the message.
+        self.shown = list(shown)
         self.code = code or CODE_WORDS.get(Exit(exit_code), "failed")
 
     def lines(self) -> str:
-        """The three lines for standard error, each on one line whatever the parts hold."""
-        return "".join(
+        """The three lines for standard error, after those of a log; each on one line whatever it holds."""
+        return "".join(f"  | {line}\n" for line in self.shown) + "".join(
             f"{label} {_one_line(text)}\n"
             for label, text in (("spine:", self.what), ("  why:", self.why), ("  fix:", self.fix))
         )
 
-    def document(self) -> dict[str, dict[str, str]]:
+    def document(self) -> dict[str, dict[str, object]]:
         """The same as an object for `--json`."""
-        return {"error": {"code": self.code, "what": self.what, "why": self.why, "fix": self.fix}}
+        parts: dict[str, object] = {"code": self.code, "what": self.what, "why": self.why, "fix": self.fix}
+        if self.shown:
+            parts["shown"] = self.shown
+        return {"error": parts}
 
 
 def _one_line(text: str) -> str:

@@ -35,8 +35,7 @@ class BootError(SpineError):
         exit_code: int = Exit.FAILED,
         stages: Stages | None = None,
     ) -> None:
-        super().__init__(what, why, fix, exit_code)
-        self.shown = list(shown)
+        super().__init__(what, why, fix, exit_code, shown=shown)
         self.stages = stages or Stages()
 
     def __str__(self) -> str:

@@ -72,8 +72,7 @@ def main(plan: Plan) -> int:
     try:
         while True:
             group = cgroups.make(plan.cgroup)
-            missing = sorted({*plan.missing, *(f"cgroup.{name}" for name in cgroups.lacking(group))})
-            bay0, go = _spawn(plan, root, nodes, missing, group, listener.fileno(), console)
+            bay0, go = _spawn(plan, root, nodes, group, listener.fileno(), console)
             process = state.Process.of(bay0)
             if process is not None:
                 state.write(
@@ -84,7 +83,7 @@ def main(plan: Plan) -> int:
                         disk=Path(plan.persist),
                         port=port,
                         console=where / "console.log",
-                        missing=tuple(missing),
+                        missing=tuple(plan.missing),
                         keeper=me,
                     ),
                 )
@@ -103,7 +102,7 @@ def main(plan: Plan) -> int:
 
 
 def _spawn(
-    plan: Plan, root: str, nodes: dict[str, str], missing: list[str], group: Path, port: int, console: int
+    plan: Plan, root: str, nodes: dict[str, str], group: Path, port: int, console: int
 ) -> tuple[int, int]:
     """Fork PID 1 of new namespaces: its process number here, and the descriptor that lets it go on."""
     wait, go = os.pipe2(os.O_CLOEXEC)
@@ -125,7 +124,7 @@ def _spawn(
             first = os.fork()
             if first == 0:
                 with _last_words(console):
-                    _become_bay0(plan, root, nodes, missing, port, console, wait)
+                    _become_bay0(plan, root, nodes, port, console, wait)
             os.write(tell, str(first).encode())
             os._exit(0)
     os.close(tell)
@@ -139,9 +138,7 @@ def _spawn(
     return int(number), go
 
 
-def _become_bay0(
-    plan: Plan, root: str, nodes: dict[str, str], missing: list[str], port: int, console: int, wait: int
-) -> None:
+def _become_bay0(plan: Plan, root: str, nodes: dict[str, str], port: int, console: int, wait: int) -> None:
     if not os.read(wait, 1):
         os._exit(EXIT_NOT_STARTED)  # the keeper is gone
     calls.die_with_parent(signal.SIGKILL)
@@ -161,7 +158,7 @@ def _become_bay0(
         "kind": "container",
         "devices": nodes,
         "portFd": PORT_FD,
-        "missing": missing,
+        "missing": plan.missing,
         "slot": None,
         "rootHash": plan.root_hash,
     }

@@ -59,6 +59,7 @@ class Plan:
     sockets: Path
     pidfile: Path
     accel: str
+    cpu: str = acceleration.CPUS[0]
     memory_mib: int = MEMORY_MIB
     cpus: int = CPUS
     no_reboot: bool = False
@@ -73,7 +74,7 @@ def arguments(plan: Plan) -> list[str]:
     words = [acceleration.QEMU, "-name", "alpine-spine", "-nodefaults", "-no-user-config"]
     words += ["-machine", "q35,pflash0=code,pflash1=variables"]
     words += ["-accel", "tcg,thread=multi" if plan.accel == "tcg" else plan.accel]
-    words += ["-cpu", acceleration.CPU, "-smp", str(plan.cpus), "-m", str(plan.memory_mib)]
+    words += ["-cpu", plan.cpu, "-smp", str(plan.cpus), "-m", str(plan.memory_mib)]
     nodes: list[Blockdev] = [
         _file_node("code", plan.firmware, read_only=True),
         _file_node("variables", plan.variables),
@@ -182,6 +183,7 @@ class Machine:
             sockets=self.sockets,
             pidfile=self.directory / "qemu.pid",
             accel=accel,
+            cpu=acceleration.kvm().cpu if accel == "kvm" else acceleration.CPUS[0],
             memory_mib=memory_mib,
             no_reboot=no_reboot,
             display=display,

@@ -103,16 +103,19 @@ def make_current(kind: str) -> None:
     (base / "current.new").rename(base / "current")
 
 
+def current() -> str:
+    """The kind that was booted last."""
+    try:
+        kind = (paths.state() / "current").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return KINDS[0]
+    return kind if kind in KINDS else KINDS[0]
+
+
 def running(kind: str | None = None) -> Ground:
     """The ground of this kind, or the current one, or the only one; SpineError (4) when none runs."""
-    if kind is None:
-        try:
-            preferred = (paths.state() / "current").read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            preferred = "machine"
-        order = sorted(KINDS, key=lambda name: name != preferred)
-    else:
-        order = [kind]
+    preferred = current()
+    order = sorted(KINDS, key=lambda name: name != preferred) if kind is None else [kind]
     for name in order:
         ground = read(directory(name))
         if ground:

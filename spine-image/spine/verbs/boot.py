@@ -1,0 +1,190 @@
+"""`./spine boot`: build what is missing, boot, show the stages as they pass, end when the operator answers.
+
+Touches: the image (through the builder), the ground's directory in the state directory, one QEMU or keeper
+process. Leaves the ground running when it returns, also after ctrl-C; a boot that fails or is interrupted
+before it was ready is ended and its console kept for `./spine log`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from spine import paths
+from spine.errors import Exit, SpineError
+from spine.ground import accel, disk, state
+from spine.ground.console import LOOK_S, BootError, Silent
+from spine.ground.container import Container
+from spine.ground.qemu import SILENT_S, Machine
+from spine.ground.stages import Stage
+from spine.progress import Progress
+
+HELP = "build what is missing and boot the spine: in QEMU, or in a container"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("--detach", action="store_true", help="return when it is ready, leave it running")
+    parser.add_argument(
+        "--container", action="store_true", help="namespaces of this kernel, no QEMU (needs root)"
+    )
+    parser.add_argument(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="how QEMU runs the guest"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start with an empty disk: forget all state")
+    parser.add_argument("--display", action="store_true", help="show the machine's screen in a window")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Boot."""
+    progress = Progress()
+    kind = "container" if args.container else "machine"
+    where = state.directory(kind)
+    began = time.monotonic()
+    with state.locked(where):
+        running = Container.attach(where) if args.container else Machine.attach(where)
+        if running is not None:
+            _refuse_changes(args, running.pid, kind)
+            progress.say(f"the {kind} runs already (process {running.pid})")
+        else:
+            running = _container(args, where, progress) if args.container else _machine(args, where, progress)
+            state.make_current(kind)
+            progress.say(f"ready after {time.monotonic() - began:.1f} s")
+    if args.json:
+        document = {"ground": {"kind": kind, "pid": running.pid, "accel": getattr(running, "accel", "")}}
+        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.flush()
+    suffix = " --container" if args.container else ""
+    if args.detach:
+        progress.say(f"next: ./spine status   ./spine call   ./spine log   ./spine stop{suffix}")
+        return Exit.OK
+    return _stay(running, progress, suffix)
+
+
+def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machine:
+    how, why_not = accel.choose(args.accel)
+    _build(progress, root_only=False)
+    paths.private(where)
+    disk_path = where / "disk.img"
+    with progress.stage("disk"):
+        done = disk.prepare(paths.out() / "spine.img", disk_path, fresh=args.fresh)
+        progress.done(
+            {"refreshed": "system renewed, state kept", "new": "new, empty", "kept": "as it was"}[done]
+        )
+    if why_not:
+        progress.say(f"KVM is not used: {why_not}; TCG takes a little longer")
+    machine = Machine(where)
+    try:
+        # Only where we chose KVM ourselves may we take it back.
+        silent_s = SILENT_S if how == "kvm" and args.accel == "auto" else None
+        try:
+            _power_on(machine, disk_path, how, args.display, silent_s, progress)
+        except Silent:
+            machine.kill()
+            reason = f"the kernel was silent for {SILENT_S:.0f} s"
+            accel.remember(accel.Verdict(False, reason))
+            progress.say(f"KVM is given up: {reason}; once more with TCG")
+            _power_on(machine, disk_path, "tcg", args.display, None, progress)
+    except BaseException:
+        progress.failed()
+        machine.kill()
+        raise
+    return machine
+
+
+def _power_on(
+    machine: Machine, disk_path: Path, how: str, display: bool, silent_s: float | None, progress: Progress
+) -> None:
+    machine.start(disk_path, accel=how, display=display)
+    show = _Shown(progress, f"{how}: ")
+    show.wait("firmware")
+    machine.wait_ready(silent_s=silent_s, on_stage=show)
+    progress.done()
+
+
+def _container(args: argparse.Namespace, where: Path, progress: Progress) -> Container:
+    if os.geteuid() != 0:
+        raise SpineError(
+            "the container ground needs root",
+            f"it makes namespaces, mounts and a cgroup; you are uid {os.geteuid()}",
+            "sudo ./spine boot --container   (or without root: ./spine boot)",
+            Exit.HOST_NOT_READY,
+        )
+    _build(progress, root_only=True)
+    container = Container(where)
+    try:
+        root, persist, esp = container.provision(paths.out(), fresh=args.fresh)
+        container.start(root, persist, esp)
+        show = _Shown(progress, "")
+        show.wait("bay0")
+        container.wait_ready(on_stage=show)
+        progress.done()
+    except BaseException:
+        progress.failed()
+        container.kill()
+        raise
+    return container
+
+
+class _Shown:
+    """Shows a stage as done when it is reported, and what is waited for next."""
+
+    def __init__(self, progress: Progress, prefix: str) -> None:
+        self._progress = progress
+        self._prefix = prefix
+
+    def wait(self, name: str) -> None:
+        self._progress.start(f"{self._prefix}{name}")
+
+    def __call__(self, stage: Stage) -> None:
+        after = {"firmware": "boot loader", "boot loader": "kernel", "kernel": "bay0", "ready": "operator"}
+        self._progress.done()
+        if stage.name == "port":
+            return
+        if stage.name not in ("firmware", "boot loader", "kernel", "ready"):
+            self._progress.say(f"{self._prefix}{stage.name} at {(stage.ms or 0) / 1000:.1f} s")
+        self.wait(after.get(stage.name, "organs"))
+
+
+def _build(progress: Progress, *, root_only: bool) -> None:
+    from spine.image.build import build
+
+    build(paths.out(), root_only=root_only, progress=progress)
+
+
+def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
+    if args.fresh or args.display or args.accel != "auto":
+        suffix = " --container" if args.container else ""
+        raise SpineError(
+            f"the {kind} runs already",
+            f"it is process {pid}; --fresh, --display and --accel are for the start",
+            f"./spine stop{suffix}, then the same command again",
+            Exit.REFUSED,
+        )
+
+
+def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
+    progress.say("no persona has a console yet; this shows the spine's own. ctrl-C leaves it running")
+    progress.say(f"next, elsewhere: ./spine status   ./spine call   ./spine log   ./spine stop{suffix}")
+    at = running.console.mark()
+    try:
+        while running.alive():
+            text = running.console.text(at)
+            at = running.console.mark()
+            sys.stderr.write(text)
+            sys.stderr.flush()
+            time.sleep(LOOK_S)
+    except KeyboardInterrupt:
+        progress.say(f"left running; ./spine stop{suffix} shuts it down")
+        return Exit.OK
+    code = running.exit_code
+    if code:
+        raise BootError(
+            "the spine ended",
+            "bay0 panicked" if code == 70 else f"exit code {code}",
+            f"./spine log{suffix}",
+        )
+    progress.say("the spine has shut down")
+    return Exit.OK

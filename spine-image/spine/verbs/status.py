@@ -1,0 +1,130 @@
+"""`./spine status`: what runs, as the spine itself says; `--json` is a contract for scripts.
+
+Touches: the operator's port. Invents nothing: what the host knows (process, disk, ground) and what the
+operator answers (organs, memory, network) are put side by side.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+
+from spine.errors import Exit, SpineError
+from spine.ground import state
+from spine.ground.attach import add_choice, attach
+
+HELP = "what runs: ground, slot, organs, network"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    add_choice(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask and print."""
+    ground = state.running(args.ground)
+    with attach(ground.kind).port() as port:
+        answer = port.call("operator.status")
+    try:
+        told = json.loads(str(answer["json"]))
+        found = document(ground, told)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpineError(
+            "the operator's status cannot be read",
+            f"{type(error).__name__}: {error}",
+            "./spine build; ./spine reboot   (the image may be older than the tree)",
+        ) from error
+    if args.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        sys.stdout.write(page(found))
+    return Exit.OK
+
+
+def document(ground: state.Ground, told: Mapping[str, object]) -> dict[str, object]:
+    """The contract's object from what the host knows and what the operator told. Pure.
+
+    KeyError, TypeError, AttributeError when the operator told something else.
+    """
+    report = _object(told["organs"])
+    boot, pss = _object(report["boot"]), _object(told["pss"])
+    now_ms = _number(told["nowMs"])
+    missing = boot.get("missing")
+    organs = {}
+    for name, row in _object(report["organs"]).items():
+        organ = _object(row)
+        started = organ.get("pid") is not None
+        organs[name] = {
+            "state": organ["state"],
+            "pid": organ["pid"],
+            "generation": organ["generation"],
+            "uptimeS": round((now_ms - _number(organ["sinceMs"])) / 1000, 1) if started else 0,
+            "pssKb": pss.get(name),
+            "deaths": organ.get("deaths"),
+        }
+    return {
+        "ground": {
+            "kind": ground.kind,
+            "pid": ground.process.pid,
+            "disk": str(ground.disk),
+            "missing": sorted({*ground.missing, *(missing if isinstance(missing, list) else [])}),
+            "accel": ground.accel or None,
+        },
+        "pid1": "bay0",
+        "slot": {
+            "active": boot["slot"],
+            "rootHash": boot["rootHash"],
+            "verified": boot["verified"],
+            "healthy": boot["healthy"],
+        },
+        "organs": organs,
+        "rooms": {},
+        "network": told["network"],
+        "version": boot.get("version"),
+        "image": boot.get("image"),
+        "pssKb": {name: pss[name] for name in ("bay0", "zygote") if name in pss},
+    }
+
+
+def page(found: Mapping[str, object]) -> str:
+    """The object as a page for a person. Pure."""
+    ground, slot, network = _object(found["ground"]), _object(found["slot"]), _object(found["network"])
+    how = f" ({ground['accel']})" if ground["accel"] else ""
+    verified = "verified" if slot["verified"] else "not verified"
+    healthy = "healthy" if slot["healthy"] else "not yet confirmed healthy"
+    lines = [
+        f"ground    {ground['kind']}{how}, process {ground['pid']}, disk {ground['disk']}",
+        f"version   {found['version']} ({found['image']}), {healthy}",
+        f"root      slot {slot['active'] or 'none'}, {str(slot['rootHash'] or 'no hash')[:16]}, {verified}",
+        f"network   {_listed(network['interfaces'])}; addresses: {_listed(network['addresses'])}",
+    ]
+    if ground["missing"]:
+        lines.append(f"missing   {_listed(ground['missing'])}")
+    lines += ["", f"{'organ':<12}{'state':<10}{'pid':>6}{'generation':>12}{'up':>10}{'memory':>12}"]
+    for name, row in _object(found["organs"]).items():
+        organ = _object(row)
+        memory = f"{organ['pssKb']} KiB" if organ["pssKb"] is not None else "?"
+        up = f"{organ['uptimeS']} s"
+        lines.append(
+            f"{name:<12}{organ['state']!s:<10}{organ['pid']!s:>6}{organ['generation']!s:>12}{up:>10}{memory:>12}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _listed(items: object) -> str:
+    if not isinstance(items, list) or not items:
+        return "none"
+    return ", ".join(item if isinstance(item, str) else json.dumps(item) for item in items)
+
+
+def _object(item: object) -> dict[str, object]:
+    if not isinstance(item, dict):
+        raise TypeError(f"an object was expected, not {type(item).__name__}")
+    return item
+
+
+def _number(item: object) -> float:
+    if isinstance(item, bool) or not isinstance(item, int | float):
+        raise TypeError(f"a number was expected, not {type(item).__name__}")
+    return item
