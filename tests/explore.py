@@ -24,7 +24,7 @@ class Explored(Generic[S]):
     steps: int = 0
 
     def reaches(self, goal: Callable[[S], bool]) -> set[S]:
-        """All seen states from which some state of `goal` can be reached (which includes those themselves)."""
+        """All seen states from which some state of `goal` can be reached (those themselves among them)."""
         before: dict[S, set[S]] = {}
         for state, nexts in self.edges.items():
             for after in nexts:

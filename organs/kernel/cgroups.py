@@ -35,7 +35,7 @@ class Cgroup:
     """One child's cgroup and its limits. `fd` is what clone3 wants."""
 
     def __init__(self, path: str, memory_max: int, pids_max: int) -> None:
-        """Make the cgroup `path` (below the root of the tree). `memory_max` is in bytes; swap is forbidden."""
+        """Make the cgroup `path` (below the root of the tree). `memory_max` is in bytes; there is no swap."""
         self.path = f"{ROOT}/{path}"
         self._limits = (
             ("memory.max", memory_max),

@@ -1,0 +1,74 @@
+"""What bay0 shows and writes down: the screen, the state file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from organs.bay0 import screen, state
+from organs.bay0.ground import Ground
+from organs.bay0.state import ChildFacts, Release
+
+RELEASE = Release(name="Alpine-Spine", version="0.1.0", image="production")
+MACHINE = Ground(
+    kind="machine", devices={}, port_fd=None, missing=(), slot="a", root_hash="5e" * 32, verified=True
+)
+ZYGOTE = ChildFacts(state="ready", pid=2, generation=1, deaths=0, since_ms=100)
+GATE = ChildFacts(state="starting", pid=None, generation=3, deaths=2, since_ms=900)
+
+
+def lines(page: str) -> list[str]:
+    assert page.startswith(screen.CLEAR)
+    return page.removeprefix(screen.CLEAR).split("\r\n")
+
+
+def test_the_page() -> None:
+    assert lines(screen.page(RELEASE, MACHINE, True, ZYGOTE, {"gate": GATE})) == [
+        "Alpine-Spine 0.1.0 (production)",
+        "",
+        "  slot     a",
+        f"  root     {'5e' * 32}",
+        "  boot     healthy",
+        "",
+        "  organ            state     generation  deaths",
+        "  zygote           ready              1       0",
+        "  gate             starting           3       2",
+        "",
+    ]
+
+
+@given(st.text(max_size=3000))
+def test_a_panic_page_fits_whatever_the_reason(reason: str) -> None:
+    shown = lines(screen.panic_page("Alpine-Spine", reason))
+    assert len(shown) <= screen.ROWS + 1
+    assert all(len(line) <= screen.COLUMNS and (line.isprintable() or not line) for line in shown)
+
+
+def test_the_state_file_is_replaced_whole_and_only_when_it_changed(tmp_path: Path) -> None:
+    path = tmp_path / "organs.json"
+    file = state.StateFile(str(path))
+    content = state.document(RELEASE, MACHINE, ("cgroup.cpu",), False, ZYGOTE, {"gate": GATE})
+    assert file.write(content)
+    first = path.stat().st_ino
+    assert not file.write(content)
+    assert path.stat().st_ino == first
+    assert file.write(state.document(RELEASE, MACHINE, (), True, ZYGOTE, {"gate": GATE}))
+    assert path.stat().st_ino != first
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert json.loads(path.read_text()) == {
+        "boot": {
+            "ground": "machine",
+            "slot": "a",
+            "rootHash": "5e" * 32,
+            "verified": True,
+            "healthy": True,
+            "missing": [],
+            "version": "0.1.0",
+            "image": "production",
+        },
+        "zygote": {"state": "ready", "pid": 2, "generation": 1, "deaths": 0, "sinceMs": 100},
+        "organs": {"gate": {"state": "starting", "pid": None, "generation": 3, "deaths": 2, "sinceMs": 900}},
+    }
