@@ -83,7 +83,7 @@ def build(
     plan = _Plan(cache, sources, locked, facts, key, progress)
     made_root, root_key = _root(plan)
     if root_only:
-        _deliver(
+        deliver(
             out,
             {"root.squashfs": made_root / "root.squashfs", "root.json": made_root / "root.json"},
             root_key,
@@ -107,7 +107,7 @@ def build(
     made = cache.entry("image", image_key, make)
     files = {name: made / name for name in IMAGE_FILES if name != "root.squashfs"}
     files |= {"root.squashfs": made_root / "root.squashfs", "report.json": made / "report.json"}
-    _deliver(out, files, image_key)
+    deliver(out, files, image_key)
     return _load(made / "report.json")
 
 
@@ -264,7 +264,7 @@ def _report(
     }
 
 
-def _deliver(out: Path, files: Mapping[str, Path], key: str) -> None:
+def deliver(out: Path, files: Mapping[str, Path], key: str) -> None:
     """Put files into `out`: all copied first, then all renamed; nothing when they are there already."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:

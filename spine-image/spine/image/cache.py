@@ -53,6 +53,7 @@ class Cache:
         if final.is_dir():
             os.utime(final)
             return final
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
         self._drop_dead(kind)
         with self._locked(kind, key):
             if not final.is_dir():
@@ -81,9 +82,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self, kind: str, key: str) -> Iterator[None]:
-        locks = self.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with (locks / _lock_name(kind, key)).open("w") as lock:
+        with (self.root / "locks" / _lock_name(kind, key)).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

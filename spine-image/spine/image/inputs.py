@@ -132,7 +132,7 @@ def fetch_package(cache: Cache, package: Package) -> Path:
                 f"sudo apt-get update && {RELOCK}   # takes the versions that are current now",
             ) from error
         [found] = directory.glob("*.deb")
-        _check(found, package.name, package.version, package.sha256)
+        check(found, package.name, package.version, package.sha256)
         found.rename(directory / "package.deb")
 
     return cache.entry("packages", digest(package.name, package.sha256), make) / "package.deb"
@@ -151,7 +151,7 @@ def fetch_wheels(cache: Cache, inputs: Inputs, python_lock: str) -> list[Path]:
                     "pip chose another file for this host",
                     f"{RELOCK}   # or build on a host like the one the lock was made on",
                 )
-            _check(found, wheel.name, wheel.version, wheel.sha256)
+            check(found, wheel.name, wheel.version, wheel.sha256)
 
     key = digest("wheels", *(wheel.sha256 for wheel in inputs.wheels))
     directory = cache.entry("wheels", key, make)
@@ -216,7 +216,8 @@ def relock(cache: Cache, old: Inputs, python_lock: str) -> Inputs:
     return Inputs(old.epoch, tuple(packages), tuple(found))
 
 
-def _check(path: Path, name: str, version: str, sha256: str) -> None:
+def check(path: Path, name: str, version: str, sha256: str) -> None:
+    """Return when the file has the locked hash; SpineError (refused) when it has another."""
     # INV-IMAGE-1
     if (seen := file_digest(path)) != sha256:
         raise SpineError(

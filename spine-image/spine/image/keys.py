@@ -46,11 +46,12 @@ def _load(file: Path) -> Ed25519PrivateKey:
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as opened:
         seen = os.fstat(descriptor)
+        # INV-IMAGE-5
         if seen.st_mode & 0o077 or seen.st_uid != os.geteuid():
             raise SpineError(
                 f"the release key {file} is not private",
                 "others may read it, or it belongs to somebody else",
-                f"chmod 600 '{file}'   # or, if it may have been read, delete it: the next build makes another",
+                f"chmod 600 '{file}'   # or, if it may have been read, delete it and build again",
                 Exit.REFUSED,
             )
         text = opened.read()

@@ -141,12 +141,11 @@ def manifest_offset(superblock: bytes) -> int:
     root = _blocks(used)
     tree = 0
     level = root // BLOCK
-    while True:
+    while level > 1:
         # One tree block holds 128 hashes of 32 bytes.
         level = -(-level // 128)
         tree += level * BLOCK
-        if level <= 1:
-            return root + tree
+    return root + tree
 
 
 def read(slot: bytes, verify: Callable[[bytes, bytes], None]) -> tuple[dict[str, object], list[Part]]:
@@ -162,6 +161,7 @@ def read(slot: bytes, verify: Callable[[bytes, bytes], None]) -> tuple[dict[str,
     if magic != MAGIC or _HEAD.size + length > MANIFEST_SIZE:
         raise SlotError("no manifest behind the tree")
     text = block[_HEAD.size : _HEAD.size + length]
+    # INV-IMAGE-4
     verify(signature, _SIGNED.pack(magic, length) + text)
     if any(block[_HEAD.size + length :]):
         raise SlotError("something lies behind the manifest's text")

@@ -72,8 +72,8 @@ def append(stub: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
     grown = 0
     for index, (name, data) in enumerate(added, count):
         encoded = name.encode("ascii")
-        if len(encoded) > 8:
-            raise ValueError(f"the section name {name} is longer than 8 bytes")
+        if len(encoded) > 8 or not data:
+            raise ValueError(f"the section {name} is empty, or its name is longer than 8 bytes")
         out += bytes(-len(out) % file_align)
         address += -address % memory_align
         raw = len(data) + -len(data) % file_align

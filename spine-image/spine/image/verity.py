@@ -33,7 +33,8 @@ def tree(data: bytes, salt: bytes = SALT) -> Tree:
         raise ValueError(f"{len(data)} bytes are not whole blocks of {BLOCK}")
     levels: list[bytes] = []
     level = data
-    while not levels or len(level) > BLOCK:
+    # A single block is its own top: dm-verity then has no tree at all.
+    while len(level) > BLOCK:
         level = padded(b"".join(_hashes(level, salt)))
         levels.append(level)
     root = hashlib.sha256(salt + level).hexdigest()
