@@ -66,7 +66,7 @@ class Ring:
     def pump(self, fd: int) -> bool:
         """Move one block from a non-blocking pipe into the ring. False when the pipe has ended."""
         try:
-            data = os.read(fd, READ_BYTES_MAX)
+            data = os.read(fd, READ_BYTES_MAX)  # INV-REAP-5
         except BlockingIOError:
             return True
         self.write(data)

@@ -244,7 +244,7 @@ def running(
 
 def remove_cgroups(path: Path) -> None:
     """Remove a cgroup and all below it, once they are empty."""
+    until("the cgroup is empty", lambda: "populated 0" in (path / "cgroup.events").read_text())
     for below in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
         below.rmdir()
-    until("the cgroup is empty", lambda: "populated 0" in (path / "cgroup.events").read_text())
     path.rmdir()

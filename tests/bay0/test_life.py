@@ -1,25 +1,323 @@
-"""bay0 as PID 1 of fresh namespaces, with stand-in organs: the whole life, from the first mount to the exit code."""
+"""bay0 as PID 1 of fresh namespaces, with stand-in organs: from the first mount to the exit code.
+
+The kernel is the real one, bay0 and the zygote are the real ones; only what the organs do is made up
+(`tests/bay0/standin_runtime.py`).
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.bay0.spine import OPERATOR, running, stanza, until
+from organs import layout
+from tests.bay0.spine import (
+    GATE,
+    INTEGRITY,
+    OPERATOR,
+    SPINE,
+    Spine,
+    cgroup_root,
+    loop_device,
+    running,
+    stanza,
+    until,
+)
 
 pytestmark = pytest.mark.container
 
+ALPHA, BETA = stanza("alpha", 2101), stanza("beta", 2102)
 
-def test_first(tmp_path: Path) -> None:
-    with running(tmp_path, OPERATOR, stanza("alpha", 2101)) as spine:
-        spine.wait_ready("alpha")
-        spine.wait_ready("operator")
+
+@pytest.fixture(name="disks")
+def _disks(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A persist partition with a file system and an ESP without one, as loop devices."""
+    for name in ("persist", "esp"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(16 * 1024**2)
+    subprocess.run(["mkfs.ext4", "-q", str(tmp_path / "persist")], check=True)
+    with loop_device(tmp_path / "persist") as persist, loop_device(tmp_path / "esp") as esp:
+        yield {"persist": persist, "esp": esp}
+
+
+def status(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, value in (line.split(":", 1) for line in lines)}
+
+
+def mount_points(pid: int) -> set[str]:
+    return {line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+
+
+def generation(spine: Spine, name: str) -> int:
+    value = spine.child(name)["generation"]
+    assert isinstance(value, int)
+    return value
+
+
+def test_the_whole_life(tmp_path: Path, disks: dict[str, str]) -> None:
+    pairs = [["gate", "operator"], ["integrity", "operator"], ["gate", "absent"]]
+    with running(tmp_path, GATE, INTEGRITY, OPERATOR, pairs=pairs, devices=disks) as spine:
+        for name in ("gate", "integrity", "operator", "zygote"):
+            assert spine.wait_ready(name) == 1
         until("healthy", lambda: spine.state()["boot"]["healthy"])
-        print(spine.state())
-        print(spine.ask(ask="pss"))
-        print(spine.ask(ask="write-root"))
+        boot = spine.state()["boot"]
+        assert boot["ground"] == "container"
+        assert boot["verified"] is False
+        assert "dm-verity" in str(boot["missing"])
+        until("integrity is told", lambda: '{"tell": "healthy"}' in spine.log("integrity"))
+        stages = re.findall(r"^spine: stage (\S+) \d+$", spine.console(), re.MULTILINE)
+        assert stages[:4] == ["bay0", "entropy", "bus", "zygote"]
+        assert set(stages[4:7]) == {"organ.gate", "organ.integrity", "organ.operator"}
+        assert stages[7:] == ["ready", "healthy"]
+        assert spine.ask(ask="poweroff") == {}
+        assert spine.end() == layout.EXIT_POWER_OFF
+        assert "persist is unmounted" in spine.console()
+        # Nothing is left: the file system was let go in order.
+        command = ["tune2fs", "-l", disks["persist"]]
+        facts = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert re.search(r"Filesystem state: +clean", facts)
+
+
+@pytest.mark.proves("INV-PRIV-1")
+def test_an_organ_has_the_powers_of_its_stanza_and_no_others(tmp_path: Path, disks: dict[str, str]) -> None:
+    wide = stanza("wide", 2102).replace("capabilities = []", 'capabilities = ["NET_ADMIN"]')
+    with running(tmp_path, INTEGRITY, wide, pairs=[["wide", "integrity"]], devices=disks) as spine:
+        for name, uid, mask, fds in (
+            ("integrity", 2002, 0, {"status", "control", "device:esp"}),
+            ("wide", 2102, 1 << 12, {"status", "listen:integrity"}),
+        ):
+            spine.wait_ready(name)
+            pid = spine.host_pid(name)
+            facts = status(pid)
+            assert facts["Name"] == name
+            assert facts["Uid"].split() == facts["Gid"].split() == [str(uid)] * 4
+            assert facts["Groups"] == ""
+            for key in ("CapPrm", "CapEff", "CapBnd"):
+                assert int(facts[key], 16) == mask, (name, key)
+            assert int(facts["CapInh"], 16) == int(facts["CapAmb"], 16) == 0
+            assert facts["NoNewPrivs"] == "1"
+            assert facts["Threads"] == "1"
+            links = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+            assert links[0] == "/dev/null"
+            assert links[1] == links[2]
+            assert links[1].startswith("pipe:")
+            assert len(links) == 3 + len(fds)
+            assert f"with {' '.join(sorted(fds))}" in until("its first line", partial(spine.log, name))
+            limits = Path(f"/proc/{pid}/limits").read_text()
+            assert re.search(r"Max open files +128 +128 ", limits)
+            assert re.search(r"Max core file size +0 +0 ", limits)
+            # Undumpable: its memory belongs to root, even for its own uid.
+            assert os.stat(f"/proc/{pid}/environ").st_uid == 0
+
+
+@pytest.mark.proves("INV-STATE-1")
+def test_only_the_gate_sees_persist(tmp_path: Path, disks: dict[str, str]) -> None:
+    with running(tmp_path, GATE, INTEGRITY, OPERATOR, devices=disks) as spine:
+        for name in ("gate", "integrity", "operator"):
+            spine.wait_ready(name)
+        # Again after a restart of each, in the other order.
+        for name in ("operator", "integrity", "gate"):
+            spine.kill(name)
+            spine.wait_ready(name, 2)
+        seen = {
+            name: layout.PERSIST in mount_points(spine.host_pid(name))
+            for name in ("gate", "integrity", "operator", "zygote")
+        }
+        assert seen == {"gate": True, "integrity": False, "operator": False, "zygote": False}
+        assert layout.PERSIST not in mount_points(spine.pid)
+        persist = os.stat(f"/proc/{spine.host_pid('gate')}/root{layout.PERSIST}")
+        assert (persist.st_uid, stat.S_IMODE(persist.st_mode)) == (2001, 0o700)
+
+
+@pytest.mark.proves("INV-REAP-3")
+def test_each_child_killed_comes_back_with_a_new_generation(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, BETA, OPERATOR) as spine:
+        names = ("alpha", "beta", "operator", "zygote")
+        for name in names:
+            spine.wait_ready(name)
+        for name in names:
+            others = {other: generation(spine, other) for other in names if other != name}
+            before = spine.host_pid(name)
+            spine.kill(name)
+            assert spine.wait_ready(name, 2) == 2
+            assert spine.host_pid(name) != before
+            assert {other: generation(spine, other) for other in others} == others
+            assert spine.child(name)["deaths"] == 1
+        # The second zygote makes organs as the first did.
+        spine.kill("alpha")
+        assert spine.wait_ready("alpha", 3) == 3
+
+
+def test_a_hang_is_found_by_its_silence(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, OPERATOR) as spine:
+        for name in ("alpha", "zygote"):
+            spine.wait_ready(name)
+            spine.kill(name, signal.SIGSTOP)
+            assert spine.wait_ready(name, 2) == 2
+            assert f"{name}: silent for too long, killed" in spine.console()
+
+
+def test_too_many_deaths_end_in_panic_with_the_reason(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, BETA) as spine:
+        for number in range(1, 5):
+            spine.wait_ready("alpha", number)
+            spine.kill("alpha")
+        assert spine.end() == layout.EXIT_PANIC
+        words = spine.console()
+        assert "spine: panic: alpha died 4 times without a healthy stretch between" in words
+        assert "(the last time: SIGKILL)" in words
+        assert "spine: panic: alpha: alpha generation 4" in words
+
+
+def test_never_getting_ready_ends_in_panic_too(tmp_path: Path) -> None:
+    hasty = SPINE.replace("start_deadline_ms = 3000", "start_deadline_ms = 500")
+    with running(tmp_path, ALPHA, stanza("late", 2103), spine=hasty) as spine:
+        assert spine.end() == layout.EXIT_PANIC
+        assert spine.console().count("late: not ready in time, killed") == 4
+
+
+@pytest.mark.proves("INV-REAP-2")
+def test_what_an_organ_made_dies_with_it(tmp_path: Path) -> None:
+    with running(tmp_path, stanza("forker", 2104), OPERATOR) as spine:
+        spine.wait_ready("forker")
+        procs = spine.cgroup / "organs/forker/cgroup.procs"
+
+        def pair() -> set[str] | None:
+            there = set(procs.read_text().split())
+            return there if len(there) == 2 else None
+
+        first = until("its child", pair)
+        os.kill(min(map(int, first)), signal.SIGKILL)
+        spine.wait_ready("forker", 2)
+        second = until("its next child", pair)
+        assert not first & second
+        assert not any(Path(f"/proc/{pid}").exists() for pid in first)
+
+
+def test_an_orphan_is_collected_by_pid_1(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, OPERATOR) as spine:
+        spine.wait_ready("alpha")
+        subprocess.run(
+            ["nsenter", "-t", str(spine.pid), "-p", "-m", "sh", "-c", "(exit 7) & exec /usr/bin/true"],
+            check=True,
+        )
+        until("no zombie", lambda: not zombies(spine))
+        assert generation(spine, "alpha") == 1
+
+
+def zombies(spine: Spine) -> list[str]:
+    children = Path(f"/proc/{spine.pid}/task/{spine.pid}/children").read_text().split()
+    return [pid for pid in children if status(int(pid))["State"].startswith("Z")]
+
+
+def test_a_flooding_log_stays_bounded_and_hurts_nobody(tmp_path: Path) -> None:
+    with running(tmp_path, stanza("flood", 2105), ALPHA, OPERATOR) as spine:
+        spine.wait_ready("flood")
+        until("both files of the ring", lambda: len(spine.log("flood")) > 64 * 1024)
+        spine.wait_ready("alpha")
         spine.kill("alpha")
         spine.wait_ready("alpha", 2)
-        spine.ask(ask="poweroff")
-        assert spine.end() == 0
+        assert spine.ask(ask="pss")["ok"]
+        folder = Path(f"/proc/{spine.pid}/root/run/spine/log")
+        for file in folder.glob("flood.log*"):
+            assert file.stat().st_size <= 64 * 1024
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+        assert folder.stat().st_gid == 2003
+        assert generation(spine, "flood") == 1
+
+
+def test_an_organ_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    with running(tmp_path, stanza("stubborn", 2106), ALPHA) as spine:
+        spine.wait_ready("stubborn")
+        os.kill(spine.pid, signal.SIGTERM)
+        assert spine.end() == layout.EXIT_POWER_OFF
+        assert "killing what did not end in time" in spine.console()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, layout.EXIT_POWER_OFF),
+        (signal.SIGINT, layout.EXIT_POWER_OFF),
+        (signal.SIGUSR1, layout.EXIT_REBOOT),
+    ],
+)
+def test_signals_to_pid_1_end_in_order(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    with running(tmp_path, ALPHA) as spine:
+        spine.wait_ready("alpha")
+        os.kill(spine.pid, number)
+        assert spine.end() == code
+        assert "died" not in spine.console()
+
+
+def test_what_the_operator_may_ask(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, OPERATOR) as spine:
+        spine.wait_ready("operator")
+        spine.wait_ready("alpha")
+        sizes = spine.ask(ask="pss")["ok"]
+        assert isinstance(sizes, dict)
+        assert set(sizes) == {"bay0", "zygote", "alpha", "operator"}
+        assert all(size > 100 for size in sizes.values())
+        assert spine.ask(ask="write-root") == {"ok": {"errno": "EROFS"}}
+        assert spine.ask(ask="kill", name="nobody", signal=9) == {"error": "there is no such child"}
+        assert "ok" in spine.ask(ask="kill", name="alpha", signal=9)
+        spine.wait_ready("alpha", 2)
+        assert "ok" in spine.ask(ask="kill", name="zygote", signal=9)
+        spine.wait_ready("zygote", 2)
+        assert spine.ask(ask="reboot") == {}
+        assert spine.end() == layout.EXIT_REBOOT
+
+
+@pytest.mark.proves("INV-BUS-20")
+def test_bus_sockets_belong_to_root_and_are_for_the_caller(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, BETA, pairs=[["alpha", "beta"], ["alpha", "absent"]]) as spine:
+        spine.wait_ready("alpha")
+        folder = Path(f"/proc/{spine.pid}/root{layout.BUS}")
+        assert [path.name for path in folder.iterdir()] == ["alpha.beta"]
+        there = (folder / "alpha.beta").stat()
+        assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode)) == (0, 2102, 0o620)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o711
+        for uid, allowed in ((2102, True), (2101, False), (2999, False)):
+            assert connects(folder / "alpha.beta", uid) == allowed
+
+
+def connects(path: Path, uid: int) -> bool:
+    """Whether a process with this uid and gid can connect to the socket."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.chdir(path.parent)
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            socket.socket(socket.AF_UNIX).connect(path.name)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_missing_device_is_a_panic_that_names_it(tmp_path: Path) -> None:
+    with running(tmp_path, GATE) as spine:
+        assert spine.end() == layout.EXIT_PANIC
+        assert "spine: panic: GroundRefused: there is no device persist" in spine.console()
+
+
+def test_nothing_of_a_life_is_left(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA) as spine:
+        spine.wait_ready("alpha")
+        os.kill(spine.pid, signal.SIGTERM)
+        assert spine.end() == layout.EXIT_POWER_OFF
+        assert "populated 0" in (spine.cgroup / "cgroup.events").read_text()
+    assert not list(cgroup_root().glob(f"spine-test-{os.getpid()}-*"))

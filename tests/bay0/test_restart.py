@@ -38,8 +38,9 @@ def check(before: State, happening: Happening, after: State, effect: Effect | No
     too_often = died and before.deaths == LIMITS.deaths_max
     assert (effect is Effect.PANIC_DEATHS) == too_often
     assert after.deaths in (before.deaths, before.deaths + 1 if died else 0)
-    stuck = before.phase is Phase.STOPPING and isinstance(happening, tuple)
-    assert (effect is Effect.PANIC_STUCK) == (stuck and before.clock_ms + happening[0] > LIMITS.kill_ms)
+    elapsed_ms = happening[0] if isinstance(happening, tuple) else 0
+    stuck = before.phase is Phase.STOPPING and before.clock_ms + elapsed_ms > LIMITS.kill_ms
+    assert (effect is Effect.PANIC_STUCK) == stuck
     # One incarnation at a time: a start comes from WAITING only, and only a confirmed end leads there.
     if effect is Effect.START:
         assert before.phase is Phase.WAITING
