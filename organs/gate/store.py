@@ -64,12 +64,11 @@ PRAGMAS: tuple[tuple[str, str, str | int], ...] = (
 # These are properties of the file as well: a different answer from a file that exists is damage.
 _OF_THE_FILE = frozenset({"page_size", "auto_vacuum", "max_page_count"})
 
-TABLES = """
-CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), persona TEXT NOT NULL, seq INTEGER NOT NULL,
-                   keys INTEGER NOT NULL) STRICT;
-CREATE TABLE record (key BLOB NOT NULL UNIQUE, seq INTEGER NOT NULL, digest BLOB NOT NULL,
-                     value BLOB NOT NULL) STRICT;
-"""
+TABLES: Final = (
+    "CREATE TABLE head (persona TEXT NOT NULL, seq INTEGER NOT NULL, keys INTEGER NOT NULL)",
+    "CREATE TABLE record (key BLOB NOT NULL UNIQUE, seq INTEGER NOT NULL, digest BLOB NOT NULL,"
+    " value BLOB NOT NULL)",
+)
 
 # A read that fails is one persona's damage, not doubt about a write.
 _READ_ERRORS = frozenset(
@@ -136,6 +135,10 @@ def digest(persona: str, key: bytes, seq: int, value: bytes) -> bytes:
     return hashed.digest()
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 63
+
+
 @contextmanager
 def _typed() -> Iterator[None]:
     """Turn the errors of SQLite that have a meaning here into ours; let the others end the process."""
@@ -148,12 +151,17 @@ def _typed() -> Iterator[None]:
         if code & _PRIMARY in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code in _READ_ERRORS:
             raise Corrupt(str(error)) from error
         raise
+    except UnicodeDecodeError as error:
+        # SQLite quotes the file in the text of its error, and what it quotes is no longer text.
+        raise Corrupt("SQLite's complaint about the file cannot be read") from error
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=LOCK_WAIT_S
     )
+    # Text that rotted must compare unequal, not raise.
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     try:
         for name, value, expected in PRAGMAS:
             connection.execute(f"PRAGMA {name} = {value}").fetchall()
@@ -171,10 +179,12 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 def _make(path: Path, persona: str) -> None:
     connection = _connect(path, "rwc")
     try:
-        connection.executescript(
-            f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; {TABLES}"
-        )
-        connection.execute("INSERT INTO head VALUES (1, ?, 0, 0)", (persona,))
+        connection.execute("BEGIN")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        for table in TABLES:
+            connection.execute(table)
+        connection.execute("INSERT INTO head VALUES (?, 0, 0)", (persona,))
         connection.execute("COMMIT")
         _fold(connection)
     finally:
@@ -268,15 +278,17 @@ class Store:
             (found,) = self._connection.execute(f"PRAGMA {pragma}").fetchone()
             if found != expected:
                 raise Corrupt(f"{pragma} is {found}, not {expected}")
-        try:
-            rows = self._connection.execute("SELECT persona, seq, keys FROM head").fetchall()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
-                raise Corrupt(str(error)) from error
-            raise
+        # Once this holds, no statement of this file can fail for what the tables are.
+        tables = self._connection.execute("SELECT sql FROM sqlite_schema WHERE type = 'table'").fetchall()
+        if tables != [(table,) for table in TABLES]:
+            raise Corrupt("the tables are not the gate's")
+        rows = self._connection.execute("SELECT persona, seq, keys FROM head").fetchall()
         if len(rows) != 1 or rows[0][0] != self._persona:
             raise Corrupt("the head is missing or another persona's")
-        self._head = self._head_written = Head(rows[0][1], rows[0][2])
+        _, seq, keys = rows[0]
+        if not _is_count(seq) or not _is_count(keys):
+            raise Corrupt("the head counts in something else than numbers")
+        self._head = self._head_written = Head(seq, keys)
         if examine:
             report = self._connection.execute("PRAGMA integrity_check(1)").fetchall()
             if report != [("ok",)]:
@@ -342,6 +354,8 @@ class Store:
         if row is None:
             return None
         value, seq, bound = row
+        if not isinstance(value, bytes) or not _is_count(seq):
+            raise Rotten("the record is not what was put")
         if bound != digest(self._persona, key, seq, value):  # INV-GATE-8
             raise Rotten("the record is not what was put")
         return value, seq
@@ -361,7 +375,10 @@ class Store:
             rows = self._connection.execute(
                 "SELECT key FROM record WHERE key > ? ORDER BY key LIMIT ?", (after, wanted + 1)
             ).fetchall()
-        return [key for (key,) in rows[:wanted]], len(rows) > wanted
+        keys = [key for (key,) in rows]
+        if not all(isinstance(key, bytes) for key in keys):
+            raise Corrupt("a key is not bytes")
+        return keys[:wanted], len(rows) > wanted
 
     def used_bytes(self) -> int:
         """What the store occupies: its pages less the free ones. Raises Corrupt."""
@@ -374,6 +391,11 @@ class Store:
     def keys(self) -> int:
         """How many keys the store holds."""
         return self._head.keys
+
+    @property
+    def seq(self) -> int:
+        """The number of the last write."""
+        return self._head.seq
 
     @property
     def quota_bytes(self) -> int:

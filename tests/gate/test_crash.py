@@ -1,0 +1,167 @@
+"""Crashes: of the file system, of the process, of the device. No acknowledged write is ever lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gate import crash, load
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root and a loop device")
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+CYCLES = 200
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with crash.scratch() as name:
+        yield Path(name)
+
+
+@pytest.mark.container
+@needs_root
+@pytest.mark.proves("INV-GATE-2")
+def test_nothing_acknowledged_is_lost_when_the_file_system_goes(home: Path) -> None:
+    result = crash.campaign(home, CYCLES, "test", crash.NONE)
+    assert not result.violations
+    assert result.acknowledged > CYCLES
+
+
+@pytest.mark.container
+@needs_root
+@pytest.mark.parametrize("bug", crash.BUGS, ids=lambda bug: bug.name)
+def test_the_crashes_catch_a_seeded_bug(home: Path, bug: crash.Bug) -> None:
+    result = crash.campaign(home, crash.BUG_CYCLES, "test", bug, stop_at_first=True)
+    assert result.violations, f"{bug.name} went unnoticed in {result.cycles} crashes"
+
+
+def launch(
+    directory: Path, seed: str, *, steps: int = 10_000, under: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*under, sys.executable, "-m", "tests.gate.load", str(directory), seed, "4", str(steps)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.proves("INV-GATE-2")
+def test_kill_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """The process is killed in the middle of its work, again and again on the same stores."""
+    state: load.State = {}
+    for life in range(8):
+        process = launch(tmp_path, f"kill.{life}")
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(40 + 23 * life)]
+        process.send_signal(signal.SIGKILL)
+        rest, _ = process.communicate()
+        lines += rest.splitlines(keepends=True)
+        state, account, wrong = load.verify(tmp_path, state, f"kill.{life}", lines)
+        assert not wrong
+        assert account.acknowledged > 0
+
+
+# Each call that makes something durable fails, the first time, the second, ... and once from then on for ever.
+# SQLite's files, the reserve and the directory are synced with these two; pwrite64 carries the data.
+FAULTS = [
+    *(f"fdatasync:error=EIO:when={n}" for n in (1, 2, 5, 9, "3+")),
+    *(f"fsync:error=EIO:when={n}" for n in (1, 2)),
+    *(f"pwrite64:error=EIO:when={n}" for n in (1, 2, 9, 17, "25+")),
+    *(f"ftruncate:error=EIO:when={n}" for n in (1, 2)),
+]
+
+
+@pytest.mark.container
+@needs_root
+@needs_strace
+@pytest.mark.proves("INV-GATE-9")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failed_write_or_sync_ends_the_process(tmp_path: Path, fault: str) -> None:
+    """And what was acknowledged before it is there after the next start."""
+    call = fault.partition(":")[0]
+    process = launch(
+        tmp_path,
+        fault,
+        steps=60,
+        under=("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={fault}"),
+    )
+    out, errors = process.communicate(timeout=120)
+    lines = out.splitlines(keepends=True)
+    assert process.returncode == load.DIED, errors.decode()
+    # Whoever was asked when it happened was told nothing.
+    account = load.Account.read(fault, lines)
+    assert not account.refused
+    assert (
+        any(account.answered.get(c, -1) < last for c, last in account.submitted.items())
+        or not account.submitted
+    )
+    _, _, wrong = load.verify(tmp_path, {}, fault, lines)
+    assert not wrong
+
+
+@needs_strace
+def test_the_faults_are_felt_through_the_gate(tmp_path: Path) -> None:
+    """Without a fault the same run ends well: what the tests above see is the fault, not the strace."""
+    process = launch(tmp_path, "no fault", steps=20, under=("strace", "-f", "-qq", "-o", "/dev/null"))
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    _, account, wrong = load.verify(tmp_path, {}, "no fault", out.splitlines(keepends=True))
+    assert not wrong
+    assert account.acknowledged == 4 * 20
+
+
+def traced(directory: Path, *calls: str) -> list[str]:
+    trace = directory.with_suffix(".trace")
+    process = launch(
+        directory,
+        "trace",
+        steps=5,
+        under=("strace", "-f", "-y", "-qq", "-o", str(trace), "-e", f"trace={','.join(calls)}"),
+    )
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    return trace.read_text().splitlines()
+
+
+@needs_strace
+@pytest.mark.proves("INV-GATE-7")
+def test_the_name_of_a_new_store_is_synced(tmp_path: Path) -> None:
+    """Rename, then a sync of the directory, then the first commit under the new name."""
+    directory = tmp_path / "persist"
+    directory.mkdir()
+    lines = traced(directory, "fsync", "fdatasync", "rename", "renameat", "renameat2")
+    renames = [n for n, line in enumerate(lines) if "rename" in line]
+    assert len(renames) == len(load.PERSONAS)
+    for at in renames:
+        assert f"<{directory}/incoming>" in lines[at - 1] or "sync" in lines[at - 1]
+        assert "fsync(" in lines[at + 1], lines[at : at + 2]
+        assert f"<{directory}>" in lines[at + 1], lines[at : at + 2]
+    assert any("fdatasync" in line and "-wal" in line for line in lines[renames[-1] :])
+
+
+@needs_strace
+@pytest.mark.proves("INV-GATE-2")
+def test_every_answer_follows_a_sync(tmp_path: Path) -> None:
+    """In the order of system calls: between two answers of one client there is a sync of a log."""
+    directory = tmp_path / "persist"
+    directory.mkdir()
+    synced_since: dict[str, bool] = {}
+    answers = 0
+    for line in traced(directory, "fdatasync", "write"):
+        if "fdatasync" in line and "-wal" in line and "unfinished" not in line:
+            synced_since = dict.fromkeys(map(str, range(4)), True)
+        elif '"A ' in line:
+            client = line.split('"A ')[1].split()[0]
+            assert synced_since.get(client), line
+            synced_since[client] = False
+            answers += 1
+    assert answers == 4 * 5
