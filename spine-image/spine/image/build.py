@@ -18,6 +18,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine import paths
+from spine.errors import SpineError
 from spine.image import commands, disk, inputs, kernel, keys, root, slot, uki, verity
 from spine.image.cache import Cache, digest, file_digest
 from spine.image.sources import Sources
@@ -171,6 +172,7 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
         }
         esp = disk.make_esp(directory, programs[LOADER], ukis, plan.locked.epoch)
         length = _number(about, "squashfsBytes")
+        _check_budget(len(ukis[SLOTS[-1]]) + len(packed))
         slot_facts = {**plan.facts.release(), "rootHash": str(about["rootHash"])}
         slot_bytes, parts = slot.compose(
             packed[:length], packed[length:], ukis, esp.read_bytes(), slot_facts, plan.key.sign
@@ -187,6 +189,16 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
         shutil.copyfile(made_kernel / "config", directory / "kernel.config")
         report = _report(plan, directory, about, bzimage, ukis, parts, len(slot_bytes))
         (directory / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+
+def _check_budget(total: int) -> None:
+    # INV-IMAGE-6
+    if total > BUDGET:
+        raise SpineError(
+            "the image is too large",
+            f"kernel and root have {total / 1e6:.1f} MB together, the promise is {BUDGET / 1e6:.0f}",
+            "make spine-image/kernel.config or spine-image/inputs.lock smaller",
+        )
 
 
 def _uki(plan: _Plan, name: str, stub: bytes, bzimage: bytes, blocks: int, root_hash: str) -> bytes:

@@ -1,0 +1,170 @@
+"""The image as it is built: what the root holds, what the slots say, what the report claims."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spine.image import build, disk, keys, slot, uki, verity
+from spine.image.cache import file_digest
+from spine.progress import Progress
+
+pytestmark = [pytest.mark.machine, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module", params=["development", "production"])
+def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory as `build` leaves it."""
+    out = tmp_path_factory.mktemp(request.param)
+    build.build(out, production=request.param == "production", progress=Progress())
+    yield out
+    # Both kinds are 300 MB of holes and 50 MB of bytes.
+    for file in out.iterdir():
+        file.unlink()
+
+
+def listing(image: Path) -> dict[str, tuple[str, str]]:
+    """Every path of the root with its mode and owner."""
+    said = subprocess.run(
+        ["unsquashfs", "-lln", image / "root.squashfs"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = re.findall(r"^(\S{10}) (\d+/\d+) +[\d,]+ \S+ \S+ squashfs-root(\S*)", said, re.MULTILINE)
+    return {path or "/": (mode, owner) for mode, owner, path in rows}
+
+
+def report(image: Path) -> dict[str, dict[str, object]]:
+    loaded = json.loads((image / "report.json").read_bytes())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def partition(image: Path, name: str) -> bytes:
+    offset, length = disk.offsets()[name]
+    with (image / "spine.img").open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def test_the_root_belongs_to_root_and_nothing_is_setuid_or_writable(image: Path) -> None:
+    files = listing(image)
+    assert len(files) > 300
+    for path, (mode, owner) in files.items():
+        assert owner == "0/0", path
+        assert "s" not in mode, path
+        assert "t" not in mode, path
+        if not mode.startswith("l"):
+            assert mode[5] == mode[8] == "-", path
+    runs = {path for path, (mode, _owner) in files.items() if mode[0] == "-" and "x" in mode}
+    assert runs == {"/usr/bin/python3.11", "/usr/bin/bay0", "/usr/lib64/ld-linux-x86-64.so.2"}
+
+
+def test_nothing_serves_a_prompt_a_build_or_a_package(image: Path) -> None:
+    names = {path.rsplit("/", 1)[-1].split(".")[0] for path in listing(image)}
+    assert not names & {
+        "sh",
+        "bash",
+        "dash",
+        "busybox",
+        "pip",
+        "ensurepip",
+        "distutils",
+        "pdb",
+        "apt",
+        "dpkg",
+    }
+
+
+def test_only_development_carries_probes_and_the_port(image: Path) -> None:
+    packages = "/usr/lib/python3/dist-packages"
+    files = listing(image)
+    development = report(image)["image"] == "development"
+    assert (f"{packages}/organs/bay0/probes.py" in files) == development
+    assert (f"{packages}/organs/operator/organ.py" in files) == development
+    assert f"{packages}/organs/bay0/restart.py" in files
+    assert f"{packages}/bus/compile.py" not in files
+
+
+def test_both_slots_hold_the_same_signed_bytes(image: Path) -> None:
+    public = keys.public_bytes(keys.release_key())
+    data = partition(image, "slot-a")
+    assert data == partition(image, "slot-b")
+    manifest, parts = slot.read(data, lambda signature, message: keys.check(public, signature, message))
+    assert manifest["image"] == report(image)["image"]
+    assert slot.esp_image(data, manifest, parts) == partition(image, "esp")
+    root = next(part for part in parts if part.name == "root")
+    assert verity.tree(data[: root.length]).root_hash == manifest["rootHash"]
+
+
+def test_each_program_trusts_its_own_slot(image: Path) -> None:
+    public = keys.public_bytes(keys.release_key())
+    data = partition(image, "slot-a")
+    manifest, parts = slot.read(data, lambda signature, message: keys.check(public, signature, message))
+    for name in build.SLOTS:
+        part = next(part for part in parts if part.name == f"uki-{name}")
+        sections = {one.name: one.data for one in uki.sections(data[part.offset : part.offset + part.length])}
+        line = sections[".cmdline"].decode()
+        assert line.count(f"PARTUUID={disk.partition(f'slot-{name}').id}") == 2
+        assert f"spine.slot={name} " in line
+        assert str(manifest["rootHash"]) in line
+
+
+def test_the_report_says_what_is_there(image: Path) -> None:
+    said = report(image)
+    assert said["sha256"]["disk"] == file_digest(image / "spine.img")
+    assert said["sha256"]["uki"] == file_digest(image / "spine.efi")
+    assert said["ukis"]["spine-b"]["length"] == (image / "spine.efi").stat().st_size  # type: ignore[index]
+    total = (image / "spine.efi").stat().st_size + (image / "root.squashfs").stat().st_size
+    assert said["sizes"]["total"] == total
+
+
+@pytest.mark.proves("INV-IMAGE-6")
+def test_kernel_and_root_keep_the_promise_about_size(image: Path) -> None:
+    total = (image / "spine.efi").stat().st_size + (image / "root.squashfs").stat().st_size
+    assert total <= build.BUDGET
+
+
+def test_the_interpreter_of_the_root_can_import_all_of_our_modules(image: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    subprocess.run(
+        ["unsquashfs", "-quiet", "-no-progress", "-dest", root, image / "root.squashfs"],
+        capture_output=True,
+        check=True,
+    )
+    loader, libraries = root / "usr/lib64/ld-linux-x86-64.so.2", root / "usr/lib/x86_64-linux-gnu"
+    packages = root / "usr/lib/python3/dist-packages"
+    ours = sorted(
+        str(path.relative_to(packages).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        for name in ("organs", "bus")
+        for path in (packages / name).rglob("*.py")
+    )
+    assert "organs.bay0.restart" in ours
+    code = f"import zmq, capnp, trio, sqlite3, {', '.join(ours)}"
+    env = {"PYTHONHOME": f"{root}/usr", "PYTHONPATH": str(packages)}
+    subprocess.run(
+        [loader, "--library-path", libraries, root / "usr/bin/python3.11", "-S", "-B", "-c", code],
+        env=env,
+        cwd="/",
+        check=True,
+    )
+
+
+def test_a_seeded_change_reaches_the_root_and_leaves_the_tree_alone(tmp_path: Path) -> None:
+    probe = b"# a seeded bug\n"
+    made = build.build(
+        tmp_path, root_only=True, replace={"organs/gate/verdict.py": probe}, progress=Progress()
+    )
+    said = subprocess.run(
+        [
+            "unsquashfs",
+            "-cat",
+            tmp_path / "root.squashfs",
+            "usr/lib/python3/dist-packages/organs/gate/verdict.py",
+        ],
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert said == probe
+    assert made["rootHash"] != build.build(tmp_path, root_only=True, progress=Progress())["rootHash"]
