@@ -259,12 +259,13 @@ class Children:
                 self._apply(child, restart.happen(self._limits, child.state, Event.BEAT))
 
     def _on_ready(self, child: Child) -> None:
-        if child is self.zygote and child.generation == 1:
+        first = child.name not in self._staged
+        if child is self.zygote and first:
             import_ms = now_ms() - child.since_ms
             self.factor = pace.scale(import_ms)
             self._limits = pace.limits(self._policy, self.factor)
         self._apply(child, restart.happen(self._limits, child.state, Event.READY))
-        if child.name not in self._staged:
+        if first:
             self._staged.add(child.name)
             self._report.stage(child.name if child is self.zygote else f"organ.{child.name}")
 

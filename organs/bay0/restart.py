@@ -82,7 +82,8 @@ def happen(limits: Limits, state: State, event: Event) -> Step:
             return replace(state, clock_ms=0, proven_ms=proven_ms, deaths=deaths), None
         case ((Phase.STARTING | Phase.READY | Phase.STOPPING), Event.DIED):
             return _died(limits, state)
-        case ((Phase.STARTING | Phase.STOPPING), Event.LOST):
+        case ((Phase.STARTING | Phase.READY | Phase.STOPPING), Event.LOST):
+            # READY as well: it can say so before the zygote, which then dies, has said its pid.
             return State(deaths=state.deaths), None
     return state, None
 

@@ -172,17 +172,19 @@ def loop_device(file: Path) -> Iterator[str]:
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
-def lay_extra(extra: Path, manifest: str, pairs: list[list[str]]) -> None:
+def lay_extra(extra: Path, manifest: str, pairs: list[list[str]], image: str) -> None:
     """What the image has and this host's /usr has not: the organs, the library, the program."""
     packages = extra / "lib/python3/dist-packages"
     shutil.copytree(ROOT / "organs", packages / "organs", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(HERE / "standin_runtime.py", packages / "organs/runtime.py")
+    if image == "production":
+        (packages / "organs/bay0/probes.py").unlink()
     library = extra / "lib/spine"
     library.mkdir()
     (library / "manifest.toml").write_text(manifest)
     (library / "switchboard.json").write_text(json.dumps({"pairs": pairs}))
     (library / "release.json").write_text(
-        json.dumps({"name": "Alpine-Spine", "version": "0.1.0", "image": "development"})
+        json.dumps({"name": "Alpine-Spine", "version": "0.1.0", "image": image})
     )
     program = extra / "bin/bay0"
     program.parent.mkdir()
@@ -197,11 +199,12 @@ def running(
     pairs: list[list[str]] | None = None,
     devices: Mapping[str, str] | None = None,
     spine: str = SPINE,
+    image: str = "development",
 ) -> Iterator[Spine]:
     """Run bay0 with these stanzas; what is left of it afterwards is killed, and nothing of it stays."""
     extra, root = folder / "extra", folder / "root"
     root.mkdir()
-    lay_extra(extra, spine + "".join(organs), pairs or [])
+    lay_extra(extra, spine + "".join(organs), pairs or [], image)
     cgroup = cgroup_root() / f"spine-test-{os.getpid()}-{folder.name}"
     cgroup.mkdir()
     port_path = f"/tmp/spine-test-{os.getpid()}.port"

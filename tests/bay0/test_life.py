@@ -158,6 +158,30 @@ def test_each_child_killed_comes_back_with_a_new_generation(tmp_path: Path) -> N
         assert spine.wait_ready("alpha", 3) == 3
 
 
+@pytest.mark.proves("INV-REAP-2")
+def test_organ_and_zygote_killed_together_again_and_again(tmp_path: Path) -> None:
+    patient = SPINE.replace("deaths_max = 3", "deaths_max = 16")
+    with running(tmp_path, ALPHA, OPERATOR, spine=patient) as spine:
+        procs = spine.cgroup / "organs/alpha/cgroup.procs"
+        for number in range(1, 9):
+            spine.wait_ready("zygote", number)
+            now = spine.wait_ready("alpha", number)
+            assert len(procs.read_text().split()) == 1
+            spine.kill("alpha")
+            spine.kill("zygote")
+            spine.wait_ready("alpha", now + 1)
+
+
+def test_a_start_that_the_zygote_lost_is_not_the_organs_death(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, OPERATOR) as spine:
+        spine.wait_ready("alpha")
+        spine.kill("zygote", signal.SIGSTOP)
+        spine.kill("alpha")
+        spine.wait_ready("zygote", 2)
+        spine.wait_ready("alpha", 2)
+        assert spine.child("alpha")["deaths"] == 1
+
+
 def test_a_hang_is_found_by_its_silence(tmp_path: Path) -> None:
     with running(tmp_path, ALPHA, OPERATOR) as spine:
         for name in ("alpha", "zygote"):
@@ -177,6 +201,21 @@ def test_too_many_deaths_end_in_panic_with_the_reason(tmp_path: Path) -> None:
         assert "spine: panic: alpha died 4 times without a healthy stretch between" in words
         assert "(the last time: SIGKILL)" in words
         assert "spine: panic: alpha: alpha generation 4" in words
+
+
+def test_an_organ_that_cannot_take_its_place_says_why(tmp_path: Path) -> None:
+    """A partition without a file system: the child dies before it is an organ, faster than it is known."""
+    with open(tmp_path / "empty", "wb") as file:
+        file.truncate(1024**2)
+    with (
+        loop_device(tmp_path / "empty") as empty,
+        running(tmp_path, GATE, devices={"persist": empty}) as spine,
+    ):
+        assert spine.end() == layout.EXIT_PANIC
+        words = spine.console()
+        assert "gate died 4 times" in words
+        assert "(the last time: exit code 111)" in words
+        assert "gate: unable to mount ext4 at /persist: Invalid argument" in words
 
 
 def test_never_getting_ready_ends_in_panic_too(tmp_path: Path) -> None:
@@ -276,6 +315,16 @@ def test_what_the_operator_may_ask(tmp_path: Path) -> None:
         spine.wait_ready("zygote", 2)
         assert spine.ask(ask="reboot") == {}
         assert spine.end() == layout.EXIT_REBOOT
+
+
+def test_a_production_image_has_no_probes(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, OPERATOR, image="production") as spine:
+        spine.wait_ready("operator")
+        for probe in ("pss", "write-root"):
+            assert spine.ask(ask=probe) == {"error": "probes are not granted"}
+        assert spine.ask(ask="kill", name="alpha", signal=9) == {"error": "probes are not granted"}
+        assert spine.ask(ask="poweroff") == {}
+        assert spine.end() == layout.EXIT_POWER_OFF
 
 
 @pytest.mark.proves("INV-BUS-20")

@@ -47,6 +47,8 @@ def check(before: State, happening: Happening, after: State, effect: Effect | No
         assert after.phase is Phase.STARTING
     if after.phase is Phase.WAITING and before.phase is not Phase.WAITING:
         assert happening in GONE
+    if happening in GONE:
+        assert after.phase is Phase.WAITING
     if after.phase is Phase.STARTING and before.phase is not Phase.STARTING:
         assert effect is Effect.START
     # Killed and stopping are the same moment, and silence or lateness is the only reason.
