@@ -56,6 +56,8 @@ EXITS = {
 }
 
 FIXES = {
+    Code.NOT_FOUND: "check the names given   (./spine call lists the methods)",
+    Code.UNKNOWN: "check the names given   (./spine call lists the methods)",
     Code.UNKNOWN_METHOD: "./spine build; ./spine reboot   (the image is older than the tree)",
     Code.DEADLINE: "./spine status; then run the same command again",
     Code.STALE: "run the same command again",

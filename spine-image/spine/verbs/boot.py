@@ -24,6 +24,10 @@ from spine.progress import Progress
 HELP = "build what is missing and boot the spine: in QEMU, or in a container"
 
 
+# How long a boot takes on an ordinary host, for the progress line.
+ESTIMATE_S = {"kvm": 5.0, "tcg": 25.0}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("--detach", action="store_true", help="return when it is ready, leave it running")
@@ -88,7 +92,6 @@ def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machi
             progress.say(f"KVM is given up: {reason}; once more with TCG")
             _power_on(machine, disk_path, "tcg", args.display, None, progress)
     except BaseException:
-        progress.failed()
         machine.kill()
         raise
     return machine
@@ -97,11 +100,9 @@ def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machi
 def _power_on(
     machine: Machine, disk_path: Path, how: str, display: bool, silent_s: float | None, progress: Progress
 ) -> None:
-    machine.start(disk_path, accel=how, display=display)
-    show = _Shown(progress, f"{how}: ")
-    show.wait("firmware")
-    machine.wait_ready(silent_s=silent_s, on_stage=show)
-    progress.done()
+    with progress.stage(f"booting the machine ({how})", ESTIMATE_S[how]):
+        machine.start(disk_path, accel=how, display=display)
+        machine.wait_ready(silent_s=silent_s, on_stage=_Shown(progress))
 
 
 def _container(args: argparse.Namespace, where: Path, progress: Progress) -> Container:
@@ -116,36 +117,26 @@ def _container(args: argparse.Namespace, where: Path, progress: Progress) -> Con
     container = Container(where)
     try:
         root, persist, esp = container.provision(paths.out(), fresh=args.fresh)
-        container.start(root, persist, esp)
-        show = _Shown(progress, "")
-        show.wait("bay0")
-        container.wait_ready(on_stage=show)
-        progress.done()
+        with progress.stage("booting the container"):
+            container.start(root, persist, esp)
+            container.wait_ready(on_stage=_Shown(progress))
     except BaseException:
-        progress.failed()
         container.kill()
         raise
     return container
 
 
 class _Shown:
-    """Shows a stage as done when it is reported, and what is waited for next."""
+    """Shows each stage as it passes, with the time since the start."""
 
-    def __init__(self, progress: Progress, prefix: str) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._prefix = prefix
-
-    def wait(self, name: str) -> None:
-        self._progress.start(f"{self._prefix}{name}")
+        self._began = time.monotonic()
 
     def __call__(self, stage: Stage) -> None:
-        after = {"firmware": "boot loader", "boot loader": "kernel", "kernel": "bay0", "ready": "operator"}
-        self._progress.done()
-        if stage.name == "port":
-            return
-        if stage.name not in ("firmware", "boot loader", "kernel", "ready"):
-            self._progress.say(f"{self._prefix}{stage.name} at {(stage.ms or 0) / 1000:.1f} s")
-        self.wait(after.get(stage.name, "organs"))
+        elapsed = time.monotonic() - self._began
+        name = "operator answers" if stage.name == "port" else stage.name
+        self._progress.say(f"  {elapsed:6.1f} s  {name}")
 
 
 def _build(progress: Progress, *, root_only: bool) -> None:
