@@ -10,6 +10,7 @@ Fails: with ManifestRefused, which names the line, the key and the rule.
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -147,8 +148,12 @@ class Manifest:
     organs: Mapping[str, Organ]
 
 
+@functools.cache
 def load(path: str) -> Manifest:
-    """Read the manifest at `path`. Raises ManifestRefused, or OSError when it cannot be read."""
+    """Read the manifest at `path`, once in a process: the zygote reads it, every organ is born knowing it.
+
+    Raises ManifestRefused, or OSError when it cannot be read.
+    """
     with open(path, encoding="utf-8") as file:
         return decode(file.read())
 
