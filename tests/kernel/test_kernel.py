@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -233,3 +234,46 @@ assert {str(tmp_path)!r} in mounts.mount_points()
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
     assert str(tmp_path) not in mounts.mount_points()
     until("nothing stays mounted", lambda: not os.path.ismount(tmp_path))
+
+
+STEPS = [
+    "close_range:when=1",
+    "prctl:when=2",  # the first drop from the bounding set, after the first look at it
+    "setgroups:when=1",
+    "setresgid:when=1",
+    "setresuid:when=1",
+    "capset:when=1",
+    "capset:when=2",
+]
+
+
+@pytest.mark.container
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace injects the faults")
+@pytest.mark.parametrize("step", STEPS)
+def test_a_drop_that_fails_anywhere_runs_nothing(step: str) -> None:
+    """The kernel refuses one step: the error goes up, and no line after the drop is reached."""
+    call = step.split(":", 1)[0]
+    inject = ["strace", "-q", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={step}:error=EPERM"]
+    program = DROP.replace("{CAPABILITIES}", "{12}")
+    command = [*inject, sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, (step, done.stderr)
+    assert "PermissionError" in done.stderr or "KernelError" in done.stderr or "Operation not" in done.stderr
+    assert "Uid:" not in done.stdout
+
+
+@pytest.mark.container
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace injects the faults")
+def test_each_prctl_of_the_drop_matters() -> None:
+    """Every prctl after the bounding set, one by one, counted from a run without faults."""
+    trace = ["strace", "-q", "-o", "/dev/stdout", "-e", "trace=prctl"]
+    command = [sys.executable, "-c", DROP.replace("{CAPABILITIES}", "set()")]
+    counted = subprocess.run([*trace, *command], cwd=ROOT, check=True, capture_output=True, text=True)
+    calls = [line for line in counted.stdout.splitlines() if line.startswith("prctl(")]
+    matter = [n for n, line in enumerate(calls, 1) if "PR_CAPBSET" not in line]
+    assert len(matter) == 5
+    for number in matter:
+        inject = ["strace", "-q", "-o", "/dev/null", "-e", f"inject=prctl:error=EPERM:when={number}"]
+        done = subprocess.run([*inject, *command], cwd=ROOT, check=False, capture_output=True, text=True)
+        assert done.returncode == 1, calls[number - 1]
+        assert "Uid:" not in done.stdout, calls[number - 1]
