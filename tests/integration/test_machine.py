@@ -1,0 +1,214 @@
+"""What only the real machine can show: power cuts, corruption, the boot counter, the screen.
+
+Each power-on names its place in the budget (`boots.py`). Machines of these tests run in directories of their
+own; whatever happens, they are ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from spine import paths
+from spine.errors import SpineError
+from spine.ground import accel, gpt, state
+from spine.ground.disk import sparse_copy
+from spine.ground.port import PortFailure
+from spine.ground.qemu import Machine
+from spine.image.build import build
+from spine.progress import Progress
+from tests.integration.boots import Boot
+from tests.integration.live import Live, spine, within
+from tests.powercut import blklog
+
+pytestmark = pytest.mark.machine
+
+# A panic resets the machine at once; with `no_reboot` QEMU ends then. Under TCG the way there takes a minute.
+PANIC_S = 240.0
+PowerOn = Callable[..., Live]
+UKI = re.compile(r"spine-([ab])\+(\d)-(\d)\.efi")
+GATE_STORE = "organs/gate/store.py"
+
+
+@pytest.fixture
+def image(report: Mapping[str, object]) -> Path:
+    """The built disk image. Booted only as a copy."""
+    assert report["version"]
+    return paths.out() / "spine.img"
+
+
+@pytest.fixture
+def power_on(tmp_path: Path) -> Iterator[PowerOn]:
+    """Start machines on given disks; end them all afterwards."""
+    started: list[Machine] = []
+
+    def start(boot: Boot, disk: Path, *, ready: bool = True, **options: object) -> Live:
+        machine = Machine(tmp_path / boot.name.lower())
+        started.append(machine)
+        how, _ = accel.choose("auto")
+        machine.start(disk, accel=how, **options)  # type: ignore[arg-type]  # passed on as given
+        if ready:
+            machine.wait_ready()
+        return Live("machine", machine)
+
+    yield start
+    for machine in started:
+        machine.kill()
+
+
+def counters(disk: Path) -> dict[str, tuple[int, int]]:
+    """The boot counters on a disk's ESP: slot → (tries left, tries done), as the firmware would read them."""
+    at = gpt.read(disk)["esp"].start
+    listing = subprocess.run(
+        ["mdir", "-b", "-i", f"{disk}@@{at}", "::/EFI/Linux"], capture_output=True, text=True, check=True
+    )
+    return {m[1]: (int(m[2]), int(m[3])) for m in UKI.finditer(listing.stdout)}
+
+
+def copy_of(image: Path, tmp_path: Path, name: str = "disk.img") -> Path:
+    disk = tmp_path / name
+    sparse_copy(image, disk)
+    return disk
+
+
+def flip(disk: Path, offset: int) -> None:
+    """Change one bit of one byte."""
+    with open(disk, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_the_screen_shows_one_page(machine: Live, tmp_path: Path) -> None:
+    assert isinstance(machine.ground, Machine)
+    picture = tmp_path / "screen.ppm"
+    machine.ground.screendump(picture)
+    kind, width, height = picture.read_bytes().split(maxsplit=3)[:3]
+    assert kind == b"P6"
+    pixels = picture.read_bytes()[-3 * int(width) * int(height) :]
+    lit = sum(1 for at in range(0, len(pixels), 3) if pixels[at] > 64)
+    # Some lines of text on black: neither nothing nor a filled screen.
+    assert 1000 < lit < len(pixels) // 3 // 4
+
+
+@pytest.mark.proves("INV-SLOT-4")
+def test_the_deaths_limit_panics_and_burns_a_try_and_health_arms_it_again(
+    image: Path, tmp_path: Path, power_on: PowerOn
+) -> None:
+    disk = copy_of(image, tmp_path)
+    assert counters(disk) == {"a": (3, 0), "b": (3, 0)}
+    live = power_on(Boot.DEATHS, disk)
+    assert isinstance(live.ground, Machine)
+    slot = str(live.boot_facts()["slot"])
+    other = "a" if slot == "b" else "b"
+    assert counters(disk)[slot] == (2, 1)
+    mark = live.ground.console.mark()
+    for death in range(1, 5):
+        before = live.table()["gate"]
+        live.probe("kill", "gate", 9)
+        if death < 4:
+            within("gate restarted", lambda before=before: live.restarted("gate", before))
+    live.ground.console.wait_text("Kernel panic", PANIC_S, since=mark)
+    assert "gate died 4 times" in live.ground.console.text(mark)
+    live.ground.wait_ready(since=live.ground.console.mark())
+    # The second boot took the second try; when it is healthy all tries are back. The other slot is as it was.
+    assert live.boot_facts()["slot"] == slot
+    assert counters(disk)[slot] in ((1, 2), (3, 0))
+    within("the counter is armed again", lambda: counters(disk)[slot] == (3, 0))
+    assert live.boot_facts()["healthy"] is True
+    assert counters(disk)[other] == (3, 0)
+
+
+def cut_after_a_put(
+    image: Path, tmp_path: Path, power_on: PowerOn, boots: tuple[Boot, Boot]
+) -> tuple[bytes | None, int]:
+    """Put, cut the power at a write after the acknowledgement, boot, get: (what was got, the entry of the cut).
+
+    The oracle is here, outside of the machine: what was acknowledged, and how long the write log was by then.
+    """
+    base = copy_of(image, tmp_path, "base.img")
+    disk = copy_of(image, tmp_path)
+    log = tmp_path / "writes.log"
+    log.touch()
+    live = power_on(boots[0], disk, blockdevs=blklog.blockdevs(disk, log))
+    live.call("gate.put", persona="linda", key=b"greeting", value=b"hello")
+    acknowledged = len(blklog.read(log))
+    live.ground.kill()
+    entries = blklog.read(log)
+    cut = random.Random(0).randint(acknowledged, min(acknowledged + 2, len(entries)))
+    after = tmp_path / "after.img"
+    blklog.replay(base, log, cut, after)
+    again = power_on(boots[1], after)
+    try:
+        value = again.call("gate.get", persona="linda", key=b"greeting")["value"]
+    except PortFailure:
+        value = None
+    again.ground.kill()
+    assert value is None or isinstance(value, bytes)
+    return value, cut
+
+
+@pytest.mark.proves("INV-GATE-1")
+def test_an_acknowledged_put_survives_a_power_cut(image: Path, tmp_path: Path, power_on: PowerOn) -> None:
+    value, cut = cut_after_a_put(image, tmp_path, power_on, (Boot.CUT, Boot.CUT_AFTER))
+    assert value == b"hello", f"lost at entry {cut}"
+
+
+def test_the_power_cut_catches_a_gate_that_skips_its_flush(
+    image: Path, tmp_path: Path, power_on: PowerOn
+) -> None:
+    assert image.is_file()
+    store = (paths.ROOT / GATE_STORE).read_text()
+    seeded = store.replace('("synchronous", "FULL", 2)', '("synchronous", "OFF", 0)')
+    assert seeded != store
+    out = tmp_path / "out"
+    build(out, replace={GATE_STORE: seeded.encode()}, progress=Progress())
+    value, cut = cut_after_a_put(
+        out / "spine.img", tmp_path, power_on, (Boot.CUT_SEEDED, Boot.CUT_SEEDED_AFTER)
+    )
+    assert value is None, f"the seeded bug was not seen at entry {cut}"
+
+
+def offset_in_slot(disk: Path, slot: str, inside: int) -> int:
+    return gpt.read(disk)[f"slot-{slot}"].start + inside
+
+
+@pytest.mark.proves("INV-ROOT-1")
+@pytest.mark.parametrize("where", ["root", "tree"])
+def test_a_flipped_byte_panics_the_machine(
+    image: Path, tmp_path: Path, power_on: PowerOn, report: Mapping[str, object], where: str
+) -> None:
+    disk = copy_of(image, tmp_path)
+    slot = report["slot"]
+    assert isinstance(slot, dict)
+    # Slot b starts first. The superblock of the root is in its first block, which every boot reads; the first
+    # block of the tree is its top, which every read needs.
+    inside = 96 if where == "root" else int(slot["parts"]["tree"][0]) + 64
+    flip(disk, offset_in_slot(disk, "b", inside))
+    boot = Boot.FLIPPED_ROOT if where == "root" else Boot.FLIPPED_TREE
+    live = power_on(boot, disk, ready=False, no_reboot=True)
+    assert isinstance(live.ground, Machine)
+    live.ground.wait_exit(PANIC_S)
+    said = live.ground.console.text()
+    assert "Kernel panic" in said
+    assert "spine: stage" not in said
+
+
+def test_the_last_thing_is_an_orderly_stop(machine: Live) -> None:
+    """Runs last in this file: it ends the shared machine by its power button."""
+    console = machine.ground.console
+    mark = console.mark()
+    spine("stop", "--machine")
+    said = console.text(mark)
+    assert "persist is unmounted" in said
+    assert state.read(state.directory("machine")) is None
+    with contextlib.suppress(SpineError):
+        machine.ground.port(1.0).close()
+        raise AssertionError("the port still answers")
