@@ -91,7 +91,7 @@ def build(
         )
         return _load(made_root / "root.json")
     [source] = locked.of("kernel")
-    fragment = sources.read("spine-image/kernel.config").decode()
+    fragment = sources.read(kernel.FRAGMENT).decode()
     kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
     image_key = digest(
         "image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)

@@ -22,6 +22,9 @@ from spine.progress import Progress
 # Raise this when the steps below change the bytes of the kernel: it is part of the cache's key.
 RECIPE = "1"
 
+# Our lines, relative to the root of the tree.
+FRAGMENT = "spine-image/kernel.config"
+
 # What the kernel says about who built it and when; anything real would differ from build to build.
 FIXED = {
     "KBUILD_BUILD_USER": "spine",

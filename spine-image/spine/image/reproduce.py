@@ -21,7 +21,7 @@ from typing import cast
 
 from spine import paths
 from spine.errors import SpineError
-from spine.image import commands
+from spine.image import commands, inputs, kernel
 from spine.image.build import IMAGE_FILES
 from spine.image.cache import digest, file_digest
 from spine.image.keys import release_key
@@ -77,7 +77,7 @@ def main(words: list[str]) -> int:
             tree = home / "tree"
             _checkout(commit, tree)
             if args.share_kernel:
-                shutil.copytree(paths.cache() / "kernel", home / "cache" / paths.NAME / "kernel")
+                _share_kernel(tree, home / "cache" / paths.NAME / "kernel")
             with progress.stage(f"build in {home}"):
                 reports.append(_build(tree, home, habits))
         homes = [place / name for name in STRANGERS]
@@ -92,6 +92,20 @@ def main(words: list[str]) -> int:
             evidence = _evidence(commit, reports[0], homes[0] / "tree")
             (paths.ROOT / EVIDENCE).write_text(json.dumps(evidence, indent=1, sort_keys=True) + "\n")
     return 0
+
+
+def _share_kernel(tree: Path, target: Path) -> None:
+    locked = inputs.decode((tree / inputs.LOCK).read_text())
+    [source] = locked.of("kernel")
+    key = kernel.key(source.sha256, (tree / kernel.FRAGMENT).read_text(), locked.epoch)
+    made = paths.cache() / "kernel" / key
+    if not made.is_dir():
+        raise SpineError(
+            "there is no kernel to share",
+            "the cache has none of the committed kernel.config and inputs.lock",
+            "commit them and run ./spine build first",
+        )
+    shutil.copytree(made, target / key)
 
 
 def _differences(homes: list[Path]) -> Iterator[str]:
