@@ -83,6 +83,8 @@ class Bay0:
     def _own_the_machine(self) -> None:
         power.ignore_three_keys()
         self._watchdog = power.Watchdog.open()
+        if self._watchdog is None:
+            self._missing = (*self._missing, "watchdog")
         for button in power.open_buttons():
             self._loop.add(button, partial(self._on_button, button))
 

@@ -2,7 +2,7 @@
 
 Every child goes through the same policy: the zygote, which bay0 starts itself, and the organs, which the
 zygote makes. Descriptors, datagrams and signals come in; starts and kills go out.
-Touches: clone3 and execve for the zygote, the zygote's socket, cgroup.kill, the children's pipes.
+Touches: cgroup.kill, the children's pipes, the line to the zygote (`organs/bay0/line.py`).
 Never: waits for a child; believes what an old incarnation said; starts one beside another.
 Fails: Panic, with its reason, when the policy says so. OSError where the kernel refuses PID 1 itself.
 """
@@ -12,8 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -21,9 +19,10 @@ from organs import layout
 from organs.bay0 import control, pace, request, restart
 from organs.bay0.child import Child, close, ending
 from organs.bay0.ground import Ground
+from organs.bay0.line import Answer, Line, Over, start_zygote
 from organs.bay0.loop import Loop, now_ms
 from organs.bay0.report import Report
-from organs.bay0.request import Request
+from organs.bay0.request import Made, Request
 from organs.bay0.restart import Effect, Event, Phase
 from organs.bay0.rings import Ring
 from organs.bay0.state import ChildFacts
@@ -32,12 +31,6 @@ from organs.kernel.cgroups import Cgroup
 from organs.manifest import Manifest
 
 ZYGOTE: Final = "zygote"
-ZYGOTE_COMMAND: Final = ("-I", "-m", "organs.bay0.zygote")
-ZYGOTE_ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
-# organs/bay0/zygote.py expects its socket and its status pipe here.
-ZYGOTE_FDS: Final = (3, 4)
-# Above every descriptor that is put in its place, so that none is overwritten before it is moved.
-FD_PARKING: Final = 64
 # The zygote shares its libraries with all organs; its own heap is what is counted here.
 ZYGOTE_MEMORY_MAX, ZYGOTE_PIDS_MAX = 256 * 1024**2, 4
 # Signs of life read at once. More than one is there only when PID 1 itself was held up.
@@ -82,9 +75,7 @@ class Children:
             self.organs[organ.name] = Child(
                 organ.name, organ, cgroup, Ring(layout.LOGS, organ.name, log_group)
             )
-        self._zygote_socket: socket.socket | None = None
-        # Organs asked of the zygote and not yet answered for, oldest first.
-        self._awaited: deque[Child] = deque()
+        self._line = Line(loop)
         # Deaths reaped before the zygote's answer named the pid.
         self._early: dict[int, int] = {}
         self._staged: set[str] = set()
@@ -133,7 +124,7 @@ class Children:
         return min(due, default=None)
 
     def _zygote_answers(self) -> bool:
-        return self.zygote.state.phase is Phase.READY and self._zygote_socket is not None
+        return self.zygote.state.phase is Phase.READY and self._line.open
 
     # What the policy decides
 
@@ -180,22 +171,19 @@ class Children:
     # Starting
 
     def _start_zygote(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        ours.setblocking(False)
         fds = self.zygote.open_pipes(self._loop)
         self._listen_to_status(self.zygote)
-        with theirs:
-            pid, pidfd = processes.clone(self.zygote.cgroup.fd)
-            if pid == 0:
-                _become_zygote(theirs.fileno(), fds["status"], fds["stderr"])
-        close(fds)
-        self.zygote.pid, self.zygote.pidfd = pid, pidfd
-        self._zygote_socket = ours
-        self._loop.add(ours.fileno(), self._on_answer)
+        try:
+            with self._line.connect(self._on_answer) as theirs:
+                self.zygote.pid, self.zygote.pidfd = start_zygote(self.zygote.cgroup.fd, theirs, fds)
+        except OSError:
+            self._line.close()
+            raise
+        finally:
+            close(fds)
 
     def _start_organ(self, child: Child) -> None:
         assert child.organ is not None
-        assert self._zygote_socket is not None
         listeners = self._listeners[child.name]
         theirs = child.open_devices(self._ground)
         try:
@@ -219,12 +207,10 @@ class Children:
             if child.control is not None:
                 self._loop.add(child.control.fileno(), lambda: self._on_control(child))
             try:
-                socket.send_fds(self._zygote_socket, [asked.encode()], list(fds.values()))
+                self._line.ask(asked, fds)
             except OSError as error:
-                self._give_up_zygote(f"does not take requests: {error}")
                 child.lost = True
-            else:
-                self._awaited.append(child)
+                self._give_up_zygote(f"does not take requests: {error}")
         finally:
             close(theirs)
 
@@ -233,16 +219,11 @@ class Children:
         self._loop.add(child.status, lambda: self._on_status(child))
 
     def _give_up_zygote(self, why: str) -> None:
-        """Its socket is of no use any more: kill it, the policy starts the next one."""
-        self._report.say(f"zygote: {why}, killed")
+        """Nothing more will come from it: end it, the policy starts the next one."""
+        if self.zygote.pid is not None and not self.stopping:
+            self._report.say(f"zygote: {why}")
         self.zygote.cgroup.kill()
-        self._close_zygote_socket()
-
-    def _close_zygote_socket(self) -> None:
-        if self._zygote_socket is not None:
-            self._loop.remove(self._zygote_socket.fileno())
-            self._zygote_socket.close()
-            self._zygote_socket = None
+        self._line.close()
 
     # What happens
 
@@ -281,36 +262,31 @@ class Children:
             self._loop.remove(child.control.fileno())
 
     def _on_answer(self) -> bool:
-        """Read one answer of the zygote; whether there may be more."""
-        assert self._zygote_socket is not None
-        try:
-            datagram, fds, _, _ = socket.recv_fds(self._zygote_socket, request.DATAGRAM_BYTES_MAX, 1)
-            made = request.decode_made(datagram) if datagram else None
-        except BlockingIOError:
-            return False
-        except (OSError, request.RequestRefused) as error:
-            self._give_up_zygote(f"gives no proper answer: {error}")
-            return False
-        if made is None or not self._awaited:
-            # It has ended, or says what nobody asked: either way it will make nothing more.
-            self.zygote.cgroup.kill()
-            self._close_zygote_socket()
-            return False
-        child = self._awaited.popleft()
+        """Take one answer of the zygote; whether there may be more."""
+        match self._line.read():
+            case None:
+                return False
+            case Over(reason):
+                self._give_up_zygote(reason)
+                return False
+            case Answer(name, made, pidfd):
+                self._made(self.organs[name], made, pidfd)
+                return True
+
+    def _made(self, child: Child, made: Made, pidfd: int | None) -> None:
+        """The zygote answered for this child: it is there, or why it is not."""
+        child.pid, child.pidfd = made.pid, pidfd
+        self.changed = True
         if made.pid is None:
             child.ended = made.error
             self._report.say(f"{child.name}: not made: {made.error}")
-        else:
-            child.pid, child.pidfd = made.pid, fds[0]
-            self.changed = True
-            if made.pid in self._early:
-                self._dead(child, self._early.pop(made.pid))
-            elif child.state.phase is Phase.STOPPING or self.stopping:
-                child.cgroup.kill()
-        if not self._awaited:
+        elif made.pid in self._early:
+            self._dead(child, self._early.pop(made.pid))
+        elif child.state.phase is Phase.STOPPING or self.stopping:
+            child.cgroup.kill()
+        if not self._line.awaited:
             self._early.clear()
         self._settle(child)
-        return True
 
     def reap(self) -> None:
         """Collect the dead: children, and orphans that only PID 1 can collect. Raises Panic."""
@@ -318,7 +294,7 @@ class Children:
             child = next((c for c in self.all if c.pid == pid), None)
             if child is not None:
                 self._dead(child, code)
-            elif self._awaited:
+            elif self._line.awaited:
                 self._early[pid] = code
         for child in self.all:
             self._settle(child)
@@ -335,21 +311,22 @@ class Children:
             self._zygote_dead()
 
     def _zygote_dead(self) -> None:
-        while self._zygote_socket is not None and self._on_answer():
+        while self._line.open and self._on_answer():
             pass  # what it answered before it died is true
-        self._close_zygote_socket()
-        for child in self._awaited:
+        self._line.close()
+        for name in self._line.forget():
             # Perhaps made, perhaps not: whatever is in the cgroup has no name. Kill it and start anew.
-            child.lost = True
-            child.cgroup.kill()
-        self._awaited.clear()
+            self.organs[name].lost = True
+            self.organs[name].cgroup.kill()
         self._early.clear()
 
     def _settle(self, child: Child) -> None:
         """A dead child whose cgroup is empty is gone: only then may the policy start the next one."""
         if child.ended is None and not child.lost:
             return
-        if child.pid is not None or child in self._awaited or not child.cgroup.empty():  # INV-REAP-2
+        if (
+            child.pid is not None or child.name in self._line.awaited or not child.cgroup.empty()
+        ):  # INV-REAP-2
             return
         event = Event.LOST if child.ended is None else Event.DIED
         child.close(self._loop)
@@ -389,16 +366,3 @@ def send(child: Child, message: Mapping[str, object]) -> None:
             child.control.send(control.encode(message))
         except OSError:
             return
-
-
-def _become_zygote(socket_fd: int, status_fd: int, stderr_fd: int) -> None:
-    """In the child: descriptors in their places, then a fresh interpreter."""
-    try:
-        null = os.open("/dev/null", os.O_RDWR)
-        sources = [null, stderr_fd, stderr_fd, socket_fd, status_fd]
-        parked = [processes.park(fd, FD_PARKING) for fd in sources]
-        for target, fd in enumerate(parked):
-            os.dup2(fd, target)
-        os.execve(sys.executable, [sys.executable, *ZYGOTE_COMMAND], ZYGOTE_ENVIRONMENT)
-    finally:
-        os._exit(111)

@@ -7,6 +7,7 @@ Fails: KernelError from reboot(2), which returns only when it failed.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from typing import Final
@@ -54,11 +55,13 @@ class Watchdog:
 
     @classmethod
     def open(cls) -> Watchdog | None:
-        """Arm the watchdog, or None when the machine has none."""
+        """Arm the watchdog, or None when the machine has none that we can have."""
         try:
             return cls(os.open("/dev/watchdog", os.O_WRONLY | os.O_CLOEXEC))
-        except (FileNotFoundError, PermissionError):
-            return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EBUSY):
+                return None
+            raise
 
     def feed(self) -> None:
         """Not yet."""
