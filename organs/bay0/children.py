@@ -218,9 +218,9 @@ class Children:
         assert child.status is not None
         self._loop.add(child.status, lambda: self._on_status(child))
 
-    def _give_up_zygote(self, why: str) -> None:
+    def _give_up_zygote(self, why: str | None) -> None:
         """Nothing more will come from it: end it, the policy starts the next one."""
-        if self.zygote.pid is not None and not self.stopping:
+        if why is not None:
             self._report.say(f"zygote: {why}")
         self.zygote.cgroup.kill()
         self._line.close()
@@ -324,9 +324,8 @@ class Children:
         """A dead child whose cgroup is empty is gone: only then may the policy start the next one."""
         if child.ended is None and not child.lost:
             return
-        if (
-            child.pid is not None or child.name in self._line.awaited or not child.cgroup.empty()
-        ):  # INV-REAP-2
+        no_process = child.pid is None and child.name not in self._line.awaited
+        if not (no_process and child.cgroup.empty()):  # INV-REAP-2
             return
         event = Event.LOST if child.ended is None else Event.DIED
         child.close(self._loop)
