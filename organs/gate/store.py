@@ -20,7 +20,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -61,8 +61,10 @@ PRAGMAS: tuple[tuple[str, str, str | int], ...] = (
     ("cache_size", str(-CACHE_KIB), -CACHE_KIB),
 )
 
+# A file is born with these.
+_BORN_WITH = frozenset({"page_size", "auto_vacuum"})
 # These are properties of the file as well: a different answer from a file that exists is damage.
-_OF_THE_FILE = frozenset({"page_size", "auto_vacuum", "max_page_count"})
+_OF_THE_FILE = _BORN_WITH | {"max_page_count"}
 
 TABLES: Final = (
     "CREATE TABLE head (persona TEXT NOT NULL, seq INTEGER NOT NULL, keys INTEGER NOT NULL)",
@@ -156,39 +158,54 @@ def _typed() -> Iterator[None]:
         raise Corrupt("SQLite's complaint about the file cannot be read") from error
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=LOCK_WAIT_S
+        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=LOCK_WAIT_S
     )
     # Text that rotted must compare unequal, not raise.
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     try:
         for name, value, expected in PRAGMAS:
-            connection.execute(f"PRAGMA {name} = {value}").fetchall()
+            # Setting these would write to the file, and a read must work without room.
+            if name not in _BORN_WITH:
+                connection.execute(f"PRAGMA {name} = {value}").fetchall()
             found = connection.execute(f"PRAGMA {name}").fetchone()
             if found != (expected,):  # INV-GATE-1
-                if mode == "rw" and name in _OF_THE_FILE:
+                if name in _OF_THE_FILE:
                     raise Corrupt(f"{name} is {found!r}, not {expected!r}")
                 raise Unsafe(f"gate: unable to set {name}: asked for {expected!r}, got {found!r}")
     except BaseException:
-        connection.close()
+        _ABANDONED.append(connection)
         raise
     return connection
 
 
-def _make(path: Path, persona: str) -> None:
-    connection = _connect(path, "rwc")
-    try:
-        connection.execute("BEGIN")
+def _new_file(persona: str) -> bytes:
+    """The bytes of an empty store. Built in memory: no half of it is ever on the device under its name."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for name, value, _ in PRAGMAS:
+            if name in _BORN_WITH:
+                connection.execute(f"PRAGMA {name} = {value}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
         for table in TABLES:
             connection.execute(table)
         connection.execute("INSERT INTO head VALUES (?, 0, 0)", (persona,))
-        connection.execute("COMMIT")
-        _fold(connection)
+        image = bytearray(connection.serialize())
+    # The two format versions in the header: 2 says that the file has a log, and opening it changes nothing.
+    image[18:20] = b"\x02\x02"
+    return bytes(image)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
     finally:
-        connection.close()
+        os.close(fd)
 
 
 def sync_directory(directory: Path) -> None:
@@ -202,9 +219,8 @@ def sync_directory(directory: Path) -> None:
 
 def sweep(directory: Path) -> None:
     """Remove what a creation that was cut short left behind. Raises OSError."""
-    for name in (INCOMING, f"{INCOMING}-wal", f"{INCOMING}-journal"):
-        with suppress(FileNotFoundError):
-            os.unlink(directory / name)
+    with suppress(FileNotFoundError):
+        os.unlink(directory / INCOMING)
 
 
 def count(directory: Path) -> int:
@@ -220,6 +236,7 @@ class Store:
         self._log = path.with_name(path.name + "-wal")
         self._persona = persona
         self._quota_bytes = quota_bytes
+        self._log_named = False
         self._head = Head(0, 0)
         self._head_written = Head(0, 0)
 
@@ -240,7 +257,7 @@ class Store:
         if size < PAGE_BYTES:
             raise Corrupt(f"the file has {size} bytes")  # INV-GATE-6
         with _typed():
-            store = cls(_connect(path, "rw"), path, persona, quota_bytes)
+            store = cls(_connect(path), path, persona, quota_bytes)
             try:
                 store._check(examine)
             except Corrupt:
@@ -256,13 +273,9 @@ class Store:
         """A new, empty store; its name is durable when this returns. Raises Full, OSError, Unsafe."""
         sweep(directory)
         try:
-            with _typed():
-                _make(directory / INCOMING, persona)
+            _write_synced(directory / INCOMING, _new_file(persona))
             os.rename(directory / INCOMING, directory / file_name(persona))
             sync_directory(directory)  # INV-GATE-7
-        except Full:
-            sweep(directory)
-            raise
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -300,7 +313,11 @@ class Store:
     # Transactions.
 
     def begin(self, *, writes: bool) -> None:
-        """Open a transaction. Raises Corrupt, Full."""
+        """Open a transaction. Raises Corrupt, Full, OSError."""
+        if writes and not self._log_named:
+            # SQLite syncs the directory too, when it first syncs a new log, but does not look at the answer.
+            sync_directory(self._log.parent)  # INV-GATE-7
+            self._log_named = True
         with _typed():
             self._connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -420,7 +437,8 @@ class Store:
     def trim(self) -> int:
         """Give up to TRIM_PAGES free pages back to the device; how many are left. Raises Full, Corrupt."""
         with _typed():
-            self._connection.execute(f"PRAGMA incremental_vacuum({TRIM_PAGES})").fetchall()
+            # A script, because `execute` ends after the first of the empty rows, and so after one page.
+            self._connection.executescript(f"PRAGMA incremental_vacuum({TRIM_PAGES})")
             _fold(self._connection)
             (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
         return int(free)

@@ -116,7 +116,7 @@ class Worker:
         self._stores: OrderedDict[str, Store] = OrderedDict()
         self._examined: set[str] = set()
         self._corrupt: dict[str, str] = {}
-        self._unfolded: set[str] = set()
+        self._untidy: set[str] = set()
         self.commits = 0
         # Daemon: after a failure it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="gate-worker", daemon=True)
@@ -185,7 +185,7 @@ class Worker:
         """All that wait; nothing when there was no request for a while; None when asked to stop."""
         with self._changed:
             # Without an unfolded log there is nothing to do later: wait without a timer.
-            timeout = IDLE_S if self._unfolded else None
+            timeout = IDLE_S if self._untidy else None
             self._changed.wait_for(lambda: self._waiting or self._stopping, timeout)
             if self._stopping:
                 return None
@@ -212,7 +212,7 @@ class Worker:
         # The file stays as it is, for whoever can mend or replace it; this persona alone is out of service.
         self._corrupt.setdefault(persona, why)
         if (store := self._stores.pop(persona, None)) is not None:
-            self._unfolded.discard(persona)
+            self._untidy.discard(persona)
             store.abandon()
         return [Refuse(Code.CORRUPT, f"the store is damaged: {self._corrupt[persona]}")] * len(operations)
 
@@ -238,9 +238,9 @@ class Worker:
             raise
         if writes:
             self.commits += 1
-            self._unfolded.add(persona)
+            self._untidy.add(persona)
             if store.log_bytes() > LOG_BYTES_MAX:
-                self._fold(persona, store)
+                self._fold(store)
         return outcomes
 
     def _alone(self, persona: str, operation: Operation) -> Outcome:
@@ -269,7 +269,7 @@ class Worker:
         store = self._stores.get(persona)
         if store is not None:
             try:
-                self._fold(persona, store)
+                self._fold(store)
                 while store.trim():
                     pass
             except Full:
@@ -278,7 +278,7 @@ class Worker:
                 self._quarantine(persona, str(damage), [])
         self._ballast.take()
 
-    def _fold(self, persona: str, store: Store) -> None:
+    def _fold(self, store: Store) -> None:
         """Fold a log into its file, with the reserve's room if it needs that."""
         try:
             store.fold()
@@ -290,15 +290,14 @@ class Worker:
                 return
             finally:
                 self._ballast.take()
-        self._unfolded.discard(persona)
 
     def _tidy(self) -> None:
         """Nobody asks: fold every log, give back room that is not needed."""
-        for persona in list(self._unfolded):
+        for persona in list(self._untidy):
             store = self._stores[persona]
-            self._unfolded.discard(persona)
+            self._untidy.discard(persona)
             try:
-                self._fold(persona, store)
+                self._fold(store)
                 while store.free_pages() > FREE_PAGES_KEPT:
                     store.trim()
             except Full:
@@ -328,7 +327,7 @@ class Worker:
 
     def _close(self, persona: str) -> None:
         store = self._stores.pop(persona)
-        self._unfolded.discard(persona)
+        self._untidy.discard(persona)
         try:
             store.close()
         except Full:

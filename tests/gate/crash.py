@@ -116,9 +116,9 @@ def _log_thrown_away() -> Patches:
     """Opening a store begins by tidying up what looks like a leftover."""
     connect = gate_store._connect
 
-    def clean(path: Path, mode: str) -> sqlite3.Connection:
+    def clean(path: Path) -> sqlite3.Connection:
         path.with_name(path.name + "-wal").unlink(missing_ok=True)
-        return connect(path, mode)
+        return connect(path)
 
     return [(gate_store, "_connect", clean)]
 

@@ -7,13 +7,14 @@ import random
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from bus.envelope import Code
 from organs.gate import worker as gate_worker
-from organs.gate.store import file_name
+from organs.gate.store import LOG_BYTES_MAX, file_name
 from organs.gate.verdict import (
     QUEUE_BYTES_MAX,
     QUEUE_OPERATIONS_MAX,
@@ -156,7 +157,7 @@ def test_when_nobody_asks_the_log_is_folded_and_then_nothing_happens(
 
     def watched(self: Worker) -> None:
         tidy(self)
-        assert not self._unfolded, "or it would wake up again"
+        assert not self._untidy, "or it would wake up again"
         folded.set()
 
     monkeypatch.setattr(Worker, "_tidy", watched)
@@ -173,7 +174,7 @@ def test_the_log_stays_short(tmp_path: Path) -> None:
         log = tmp_path / (file_name("linda") + "-wal")
         for n in range(60):
             asker.put("linda", b"k", random.Random(n).randbytes(50_000))
-            assert log.stat().st_size <= gate_worker.LOG_BYTES_MAX + 100_000
+            assert log.stat().st_size <= LOG_BYTES_MAX + 100_000
 
 
 def test_room_that_is_not_needed_goes_back_to_the_device(
@@ -201,7 +202,12 @@ def test_the_worker_says_what_it_died_of_and_answers_nobody(
     monkeypatch.setattr("organs.gate.store.sync_directory", broken)
     causes: list[BaseException] = []
     dead = threading.Event()
-    worker = Worker(tmp_path, died=lambda e: (causes.append(e), dead.set())[0], ballast_bytes=64 << 10)
+
+    def died(cause: BaseException) -> None:
+        causes.append(cause)
+        dead.set()
+
+    worker = Worker(tmp_path, died=died, ballast_bytes=64 << 10)
     worker.submit(put(1), nobody)
     worker.start()
     assert dead.wait(60)
@@ -247,6 +253,15 @@ def fill(asker: Asker, size: int) -> int:
         stored += 1
 
 
+def occupy(directory: Path) -> None:
+    """A stranger takes every block that is free, to the last."""
+    with open(directory / "stranger", "wb", buffering=0) as stranger:
+        for size in (65_536, 512):
+            with suppress(OSError):
+                while stranger.write(bytes(size)) == size:
+                    pass
+
+
 @pytest.mark.container
 @needs_root
 @pytest.mark.proves("INV-GATE-3")
@@ -262,7 +277,7 @@ def test_on_a_full_device_deletes_work_and_make_room(small: Path, size: int) -> 
             assert asker.get("linda", b"100-%d" % n) == random.Random(n).randbytes(100)
         # Nothing can be put, everything can be read and deleted, and a delete makes room for a put.
         with pytest.raises(Refused) as refused:
-            asker.put("ben", b"large", bytes(2 * size))
+            asker.put("ben", b"large", bytes(VALUE_BYTES_MAX))
         assert refused.value.code is Code.FULL
         assert asker.get("ben", b"k") == b"v"
         for n in range(stored):
@@ -285,12 +300,7 @@ def test_deletes_work_when_others_took_every_block(small: Path) -> None:
     with Asker(small, ballast_bytes=1 << 20) as asker:
         for n in range(20):
             asker.put("linda", b"%d" % n, random.Random(n).randbytes(60_000))
-        with open(small / "stranger", "wb", buffering=0) as stranger:
-            try:
-                while stranger.write(bytes(512)):
-                    pass
-            except OSError as error:
-                assert error.errno == 28
+        occupy(small)
         with pytest.raises(Refused) as refused:
             asker.put("linda", b"more", bytes(60_000))
         assert refused.value.code is Code.FULL
@@ -308,12 +318,7 @@ def test_a_device_that_is_full_from_the_start(small: Path) -> None:
     with Asker(small, ballast_bytes=1 << 20) as asker:
         asker.put("linda", b"k", b"v")
     (small / "ballast").unlink()
-    with open(small / "stranger", "wb", buffering=0) as stranger:
-        try:
-            while stranger.write(bytes(4096)):
-                pass
-        except OSError as error:
-            assert error.errno == 28
+    occupy(small)
     with Asker(small, ballast_bytes=1 << 20) as asker:
         assert asker.get("linda", b"k") == b"v"
         with pytest.raises(Refused) as refused:
