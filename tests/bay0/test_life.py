@@ -241,6 +241,8 @@ def test_what_an_organ_made_dies_with_it(tmp_path: Path) -> None:
         second = until("its next child", pair)
         assert not first & second
         assert not any(Path(f"/proc/{pid}").exists() for pid in first)
+        # Starting before all of it was gone would have been refused by the kernel and counted as a death.
+        assert spine.child("forker")["deaths"] == 1
 
 
 def test_an_orphan_is_collected_by_pid_1(tmp_path: Path) -> None:
