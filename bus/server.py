@@ -146,8 +146,7 @@ class _Desk:
             with trio.CancelScope() as worker.scope:
                 while not worker.scope.cancel_called:
                     if not receiving:
-                        self._idle.append(worker)
-                        await trio.lowlevel.wait_task_rescheduled(_abort)
+                        await self._turn(worker)
                     work = await self._receive()
                     self._relieve()
                     receiving = False
@@ -156,6 +155,17 @@ class _Desk:
                 self._fail(worker.work.route, worker.work.call, Failure(Code.DEADLINE))
                 self._busy.discard(worker)
                 worker.work = None
+
+    async def _turn(self, worker: _Worker) -> None:
+        """Until it is this worker's turn to receive."""
+
+        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            # A task is woken once: whoever wakes it takes it off the list first.
+            self._idle.remove(worker)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._idle.append(worker)
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
     def _relieve(self) -> None:
         """Somebody else receives from now on."""
@@ -237,6 +247,7 @@ class _Desk:
         kind = Kind.REPLY
         try:
             params = work.method.decode_params(call.body)
+            await self._listener.room()
             results = await work.handler(Call(self._caller, call.attempt, work.deadline_ns), params)
             body = work.method.encode_results(results)
             if len(body) > MESSAGE_MAX:
@@ -280,8 +291,3 @@ class _Desk:
                 )
             ),
         )
-
-
-def _abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-    """A worker that waits for its turn may be cancelled at any time: then the whole desk ends."""
-    return trio.lowlevel.Abort.SUCCEEDED

@@ -16,7 +16,6 @@ A socket error that is not one of the expected ones (`EAGAIN`, a peer that is go
 and ends the organ.
 """
 
-import math
 import os
 import socket
 import struct
@@ -36,9 +35,12 @@ SEND_QUEUE_FRAMES: Final = 64
 RECEIVE_QUEUE_FRAMES: Final = 64
 """Frames that libzmq accepts ahead of us, per peer. Beyond it the peer's own queue fills, and then the
 peer."""
-OUT_FRAMES_MAX: Final = 256
-"""Frames that wait here because libzmq's queue is full, before we stop reading from that peer. What is
-already under way may still add to them: at most the calls in flight times the frames of an answer."""
+OUT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Bytes that wait here for a peer whose libzmq queue is full, before its further calls wait to be
+executed."""
+OUT_FRAMES_MAX: Final = 4096
+"""Frames that wait for a peer before we stop listening to it. A caller that reads its answers never gets
+there: its calls under way have at most 1152 frames of answers, and a refusal is one frame."""
 BATCH: Final = 8
 """Frames that a connection delivers before other tasks get their turn."""
 RECONNECT_MS: Final = 5
@@ -48,15 +50,14 @@ HANDSHAKE_MS: Final = 5000
 waits without end: its connection lies in the backlog while the callee restarts, and giving up would add
 another."""
 RETRY_S: Final = 0.01
-"""See `_Link._arrival`: pause before a full queue is tried again when libzmq cannot tell us that it has
-room."""
+"""Pause before a full queue is tried again. libzmq tells a ROUTER that *some* peer has room, not which, and
+what it would tell may be swallowed by the very attempt to send."""
 
 _EVENT: Final = struct.Struct("=HI")
 
 
 # Plain numbers, and pyzmq's bare socket class: its enums and wrappers cost more than the calls themselves.
 _POLLIN: Final = int(zmq.POLLIN)
-_POLLOUT: Final = int(zmq.POLLOUT)
 _DONTWAIT: Final = int(zmq.DONTWAIT)
 _SNDMORE: Final = int(zmq.SNDMORE)
 _EVENTS: Final = int(zmq.EVENTS)
@@ -91,12 +92,11 @@ def _open(kind: int) -> Socket:
 class _Link:
     """One libzmq socket whose messages one task receives and any task sends."""
 
-    __slots__ = ("_fd", "_out", "_sleeping", "_socket")
+    __slots__ = ("_fd", "_sleeping", "_socket")
 
     def __init__(self, opened: Socket) -> None:
         self._socket = opened
         self._fd = _number(opened.get(zmq.FD))
-        self._out: deque[tuple[bytes, ...]] = deque()
         self._sleeping = False
 
     def __enter__(self) -> Self:
@@ -113,54 +113,36 @@ class _Link:
         For one task at a time. It lets no other task run when there is a message already.
         """
         while True:
-            events = self._events()
-            if events & _POLLIN and len(self._out) < OUT_FRAMES_MAX:
+            blocked = not self._flush()
+            # Sending may have swallowed the news of a message; reading EVENTS tells it, and swallows the
+            # rest.
+            if self._events() & _POLLIN:
                 return
-            pause_s = math.inf
-            if self._out and events & _POLLOUT:
-                if self._flush():
-                    continue
-                # A ROUTER says POLLOUT when *some* peer has room, which need not be the one we wait for; and
-                # that one's "there is room" may be what reading EVENTS has just swallowed. Then, and only
-                # then, we look again after a pause. Otherwise what we wait for makes the descriptor readable.
-                pause_s = RETRY_S
             # No await between reading EVENTS and here.  # INV-BUS-6
             self._sleeping = True
             try:
-                if pause_s is math.inf:
-                    await trio.lowlevel.wait_readable(self._fd)
-                else:
-                    with trio.move_on_after(pause_s):
+                if blocked:
+                    with trio.move_on_after(RETRY_S):
                         await trio.lowlevel.wait_readable(self._fd)
+                else:
+                    await trio.lowlevel.wait_readable(self._fd)
             except trio.ClosedResourceError:
-                pass  # `_send` says: look again.
+                pass  # `_sent` says: look again.
             finally:
                 self._sleeping = False
 
-    def _send(self, message: tuple[bytes, ...]) -> None:
-        """Sends now, or when there is room; never blocks, keeps the order."""
-        # A recorder of what this organ sends belongs here; what it receives, in `_receive`.
-        if self._out or not self._try_send(message):
-            self._out.append(message)
-        if self._sleeping:
-            # What would have woken the receiver may be what we have just swallowed.
-            events = self._events()
-            if events & _POLLIN or (self._out and events & _POLLOUT):
-                # Nothing is closed: this is trio's cheapest way to end somebody's wait for a descriptor.
-                trio.lowlevel.notify_closing(self._fd)
+    def _sent(self, at_once: bool) -> None:
+        """To be called after sending. What would have woken the receiver may have been swallowed."""
+        if self._sleeping and (not at_once or self._events() & _POLLIN):
+            # Nothing is closed: this is trio's cheapest way to end somebody's wait for a descriptor.
+            trio.lowlevel.notify_closing(self._fd)
 
     def _events(self) -> int:
         """What libzmq would let us do now. Processes what its own threads have told this socket."""
         return _number(self._socket.get(_EVENTS))
 
     def _flush(self) -> bool:
-        """Sends what waits, as far as there is room; whether anything was sent."""
-        waiting = len(self._out)
-        while self._out and self._try_send(self._out[0]):
-            self._out.popleft()
-        return len(self._out) < waiting
-
-    def _try_send(self, message: tuple[bytes, ...]) -> bool:
+        """Sends what waits, as far as there is room; whether nothing waits any more."""
         raise NotImplementedError
 
     def _receive(self, flags: int) -> bytes | None:
@@ -182,10 +164,12 @@ class _Link:
 class Listener(_Link):
     """Where one caller comes in: `receive()` gives its frames, `send(route, frames)` answers.
 
-    A route names one connection of that caller, for as long as it lives.
+    A route names one connection of that caller, for as long as it lives. A connection that does not read its
+    answers has a queue of its own here and is in nobody's way; what it sends meanwhile is read all the same,
+    since libzmq lets go of a dead connection only when all that came from it was read.
     """
 
-    __slots__ = ()
+    __slots__ = ("_out", "_out_bytes", "_room")
 
     def __init__(self, listening_fd: int) -> None:
         """Takes over a listening AF_UNIX socket; the descriptor itself stays the caller's to close."""
@@ -200,6 +184,9 @@ class Listener(_Link):
         router.set(zmq.USE_FD, own)  # libzmq neither binds nor unlinks; it closes the copy.
         router.bind(f"ipc://{path}")
         super().__init__(router)
+        self._out: dict[bytes, deque[bytes]] = {}
+        self._out_bytes = 0
+        self._room: trio.Event | None = None
 
     async def receive(self) -> tuple[bytes, bytes | None]:
         """The next message: its route and its frame, None for a message that is not exactly one frame.
@@ -214,15 +201,46 @@ class Listener(_Link):
             # ROUTER puts the route in front of each message, and a message arrives whole or not at all, so
             # there is a second frame.
             frame = self._socket.recv(_DONTWAIT)
-            return (route, frame) if self._whole() else (route, None)
+            whole = self._whole()
+            if route in self._out and len(self._out[route]) >= OUT_FRAMES_MAX:
+                await trio.lowlevel.checkpoint()
+                continue  # It never reads; there is no use in answering.
+            return (route, frame) if whole else (route, None)
 
     def send(self, route: bytes, frames: Iterable[bytes]) -> None:
-        """Sends the frames of one message to that connection; forgets them when it is gone."""
+        """Sends the frames of one message to that connection; forgets them when it is gone. Never blocks."""
+        waiting = self._out.get(route)
         for frame in frames:
-            self._send((route, frame))
+            # A recorder of what this organ sends belongs here and in `Connection.send`.
+            if waiting is not None:
+                waiting.append(frame)
+                self._out_bytes += len(frame)
+            elif not self._try_send(route, frame):
+                waiting = self._out[route] = deque([frame])
+                self._out_bytes += len(frame)
+        self._sent(waiting is None)
 
-    def _try_send(self, message: tuple[bytes, ...]) -> bool:
-        route, frame = message
+    async def room(self) -> None:
+        """Until less than `OUT_BYTES_MAX` wait to be sent to this caller."""
+        while self._out_bytes > OUT_BYTES_MAX:
+            if self._room is None:
+                self._room = trio.Event()
+            await self._room.wait()
+
+    def _flush(self) -> bool:
+        if not self._out:
+            return True
+        for route, waiting in list(self._out.items()):
+            while waiting and self._try_send(route, waiting[0]):
+                self._out_bytes -= len(waiting.popleft())
+            if not waiting:
+                del self._out[route]
+        if self._room is not None and self._out_bytes <= OUT_BYTES_MAX:
+            self._room.set()
+            self._room = None
+        return not self._out
+
+    def _try_send(self, route: bytes, frame: bytes) -> bool:
         try:
             self._socket.send(route, _SNDMORE | _DONTWAIT)
         except zmq.Again:
@@ -243,7 +261,7 @@ class Connection(_Link):
     little after the first frame of a later connection was delivered; who finds a frame odd asks by `hear()`.
     """
 
-    __slots__ = ("_deliver", "_linked", "_monitor")
+    __slots__ = ("_deliver", "_linked", "_monitor", "_out")
 
     def __init__(self, path: str, deliver: Callable[[bytes], None], linked: Callable[[bool], None]) -> None:
         dealer = _open(zmq.DEALER)
@@ -259,6 +277,7 @@ class Connection(_Link):
         self._monitor.connect(address)
         self._deliver = deliver
         self._linked = linked
+        self._out: deque[bytes] = deque()
         dealer.connect(f"ipc://{path}")
 
     def __exit__(
@@ -308,13 +327,20 @@ class Connection(_Link):
             self._linked(up)
 
     def send(self, frames: Iterable[bytes]) -> None:
-        """Sends the frames of one message."""
+        """Sends the frames of one message, in order, now or when there is room. Never blocks."""
         for frame in frames:
-            self._send((frame,))
+            if self._out or not self._try_send(frame):
+                self._out.append(frame)
+        self._sent(not self._out)
 
-    def _try_send(self, message: tuple[bytes, ...]) -> bool:
+    def _flush(self) -> bool:
+        while self._out and self._try_send(self._out[0]):
+            self._out.popleft()
+        return not self._out
+
+    def _try_send(self, frame: bytes) -> bool:
         try:
-            self._socket.send(message[0], _DONTWAIT)
+            self._socket.send(frame, _DONTWAIT)
         except zmq.Again:
             return False
         return True

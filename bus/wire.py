@@ -48,7 +48,7 @@ def traversal_words(message_bytes: int) -> int:
     An honest message is visited about once; a pointer may be followed twice by our decoder. The default limit
     is 64 MiB whatever the size, by which a hundred bytes can keep us busy for minutes.
     """
-    return 4 * message_bytes // 8 + 64
+    return 4 * message_bytes // 8 + 64  # INV-BUS-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +220,7 @@ class _Loading:
 
     def _interface(self, id_: int, display: str) -> Interface:
         file, _, name = display.rpartition(":")
+        display = f"{file}:{name.lower()}"
         schema = self._loader.get(id_).as_interface()
         node = schema.node
         if len(node.interface.superclasses) > 0:
@@ -393,7 +394,7 @@ def _check_integer(low: int, high: int, where: str, value: object) -> int:
         raise TypeError(f"{where}: an int is needed, not {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{where}: {value} is outside {low}..{high}")
-    return value
+    return int(value)  # capnp takes no subclass of int, such as an IntEnum.
 
 
 def _check_float(kind: str, where: str, value: object) -> float:
@@ -418,15 +419,13 @@ def _check_text(where: str, value: object) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{where}: text holds a lone surrogate") from None
-    return value
+    return str.__str__(value)
 
 
 def _check_data(where: str, value: object) -> bytes:
-    if isinstance(value, (bytearray, memoryview)):
-        return bytes(value)
-    if not isinstance(value, bytes):
+    if not isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError(f"{where}: bytes are needed, not {type(value).__name__}")
-    return value
+    return bytes(value)  # No copy when it is bytes already.
 
 
 def _check_void(where: str, value: object) -> None:
@@ -439,7 +438,7 @@ def _check_enum(names: tuple[str, ...], where: str, value: object) -> str:
         raise TypeError(f"{where}: the name of an enumerant is needed, not {type(value).__name__}")
     if value not in names:
         raise ValueError(f"{where}: {value!r} is none of {', '.join(names)}")
-    return value
+    return str.__str__(value)
 
 
 _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {

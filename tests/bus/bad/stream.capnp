@@ -1,0 +1,8 @@
+@0xc1d5b2a90f3e7746; # refused: 7: A method declaration uses streaming, ...
+using import "spine.capnp".callers;
+using import "spine.capnp".deadlineMs;
+using import "spine.capnp".hostPort;
+using import "spine.capnp".idempotent;
+interface Echo {
+  a @0 () -> stream $callers(["alpha"]) $deadlineMs(1);
+}
