@@ -80,7 +80,7 @@ def test_nothing_serves_a_prompt_a_build_or_a_package(image: Path) -> None:
 def test_only_development_carries_probes_and_the_port(image: Path) -> None:
     packages = "/usr/lib/python3/dist-packages"
     files = listing(image)
-    development = report(image)["image"] == "development"
+    development = str(report(image)["image"]) == "development"
     assert (f"{packages}/organs/bay0/probes.py" in files) == development
     assert (f"{packages}/organs/operator/organ.py" in files) == development
     assert f"{packages}/organs/bay0/restart.py" in files
