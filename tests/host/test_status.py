@@ -1,0 +1,105 @@
+"""`status`: what the operator tells becomes the object that scripts rely on, or a told error."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spine.ground.state import Ground, Process
+from spine.verbs import status
+
+GROUND = Ground("machine", Process(1234, 5), Path("/d"), Path("/p"), Path("/c"), "tcg", ())
+TOLD = {
+    "organs": {
+        "boot": {
+            "ground": "machine",
+            "slot": "b",
+            "rootHash": "ab" * 32,
+            "verified": True,
+            "healthy": False,
+            "missing": ["pstore"],
+            "version": "0.1.0",
+            "image": "development",
+        },
+        "zygote": {"pid": 3, "generation": 1, "state": "ready"},
+        "organs": {
+            "gate": {"state": "ready", "pid": 5, "generation": 2, "deaths": 1, "sinceMs": 4500},
+            "operator": {"state": "waiting", "pid": None, "generation": 0, "deaths": 0, "sinceMs": 0},
+        },
+    },
+    "pss": {"bay0": 9000, "zygote": 8000, "gate": 7000},
+    "nowMs": 6000,
+    "network": {"interfaces": ["lo"], "addresses": []},
+}
+
+
+def test_the_contract() -> None:
+    found = status.document(GROUND, TOLD)
+    assert json.loads(json.dumps(found)) == found
+    assert found["ground"] == {
+        "kind": "machine",
+        "pid": 1234,
+        "disk": "/d",
+        "missing": ["pstore"],
+        "accel": "tcg",
+    }
+    assert found["pid1"] == "bay0"
+    assert found["slot"] == {"active": "b", "rootHash": "ab" * 32, "verified": True, "healthy": False}
+    assert found["organs"] == {
+        "gate": {"state": "ready", "pid": 5, "generation": 2, "uptimeS": 1.5, "pssKb": 7000, "deaths": 1},
+        "operator": {
+            "state": "waiting",
+            "pid": None,
+            "generation": 0,
+            "uptimeS": 0,
+            "pssKb": None,
+            "deaths": 0,
+        },
+    }
+    assert found["rooms"] == {}
+    assert found["network"] == {"interfaces": ["lo"], "addresses": []}
+
+
+def test_the_page_says_the_same() -> None:
+    shown = status.page(status.document(GROUND, TOLD))
+    for word in (
+        "machine (tcg)",
+        "process 1234",
+        "slot b",
+        "verified",
+        "pstore",
+        "gate",
+        "waiting",
+        "7000 KiB",
+    ):
+        assert word in shown
+
+
+junk = st.recursive(
+    st.none() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=2)
+)
+
+
+@given(data=st.data(), item=junk)
+def test_other_answers_are_refused_or_read(data: st.DataObject, item: object) -> None:
+    told = copy.deepcopy(TOLD)
+    at: object = told
+    while isinstance(at, dict):
+        key = data.draw(st.sampled_from(sorted(at)))
+        if not isinstance(at[key], dict) or data.draw(st.booleans()):
+            at[key] = item
+            break
+        at = at[key]
+    try:
+        json.dumps(status.document(GROUND, told))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return
+
+
+def test_a_missing_part_is_told() -> None:
+    for key in TOLD:
+        with pytest.raises(KeyError):
+            status.document(GROUND, {name: part for name, part in TOLD.items() if name != key})
