@@ -25,7 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from organs.gate.verdict import PAGE_BYTES, QUOTA_BYTES, VALUE_BYTES_MAX, Refuse, admit_growth, page_limit
+from organs.gate import writeahead
+from organs.gate.verdict import (
+    PAGE_BYTES,
+    QUEUE_BYTES_MAX,
+    QUOTA_BYTES,
+    VALUE_BYTES_MAX,
+    Refuse,
+    admit_growth,
+    page_limit,
+)
 
 # "gate" in ASCII: marks the file as ours to file(1) and to ourselves.
 APPLICATION_ID: Final = 0x67617465
@@ -34,6 +43,8 @@ FORMAT: Final = 1
 INCOMING: Final = "incoming"
 # The log is folded into the file when it is longer than this: recovery stays short and the device free.
 LOG_BYTES_MAX: Final = 256 << 10
+# A log before it is folded, with one full batch behind it; twice that, for what a rollback left.
+LOG_READ_BYTES_MAX: Final = 2 * (LOG_BYTES_MAX + 2 * QUEUE_BYTES_MAX)
 # Above the quota the file may still grow by one value (a write is measured, then rolled back) and by the
 # pages that balancing a tree takes while a delete runs.
 HARD_WALL_PAGES: Final = (QUOTA_BYTES + 2 * VALUE_BYTES_MAX) // PAGE_BYTES + 64
@@ -158,6 +169,22 @@ def _typed() -> Iterator[None]:
         raise Corrupt("SQLite's complaint about the file cannot be read") from error
 
 
+def _log_of(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _read_log(path: Path) -> bytes:
+    """The log of a store that is not open here: to close a descriptor of an open one would drop its locks."""
+    try:
+        with open(_log_of(path), "rb") as file:
+            log = file.read(LOG_READ_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return b""
+    if len(log) > LOG_READ_BYTES_MAX:
+        raise Corrupt("the log is longer than any of ours")
+    return log
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=LOCK_WAIT_S
@@ -233,7 +260,7 @@ class Store:
 
     def __init__(self, connection: sqlite3.Connection, path: Path, persona: str, quota_bytes: int) -> None:
         self._connection = connection
-        self._log = path.with_name(path.name + "-wal")
+        self._log = _log_of(path)
         self._persona = persona
         self._quota_bytes = quota_bytes
         self._log_named = False
@@ -256,6 +283,11 @@ class Store:
         # SQLite takes a file shorter than a page for a new database and would make it one.
         if size < PAGE_BYTES:
             raise Corrupt(f"the file has {size} bytes")  # INV-GATE-6
+        # Before SQLite sees it: opening a store is recovering from its log.
+        if examine and isinstance(
+            verdict := writeahead.examine(_read_log(path), PAGE_BYTES), writeahead.Rotten
+        ):
+            raise Corrupt(verdict.reason)
         with _typed():
             store = cls(_connect(path), path, persona, quota_bytes)
             try:

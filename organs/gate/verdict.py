@@ -28,8 +28,9 @@ LIST_KEYS_MAX = 256
 PAGE_BYTES = 4096
 # What one persona may occupy. Personas keep settings and small state here, not media.
 QUOTA_BYTES = 16 << 20
-# Personas with a store. Each costs the device at least eight pages and the directory one name.
-STORES_MAX = 256
+# Personas with a store. A damaged one keeps its two descriptors until the process ends; all of them damaged
+# must stay well inside the gate's limit of descriptors (256 in the manifest).
+STORES_MAX = 64
 
 # Requests waiting for the worker and the bytes they hold. More is answered BUSY, so that a flood costs the
 # flooder an answer and not the gate its memory.

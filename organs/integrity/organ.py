@@ -26,6 +26,7 @@ from organs import layout
 from organs.integrity import patch, rearm
 from organs.integrity.fat import BadVolume, Entry, entries
 
+ORGANS = Path(layout.ORGANS_JSON)
 HEALTHY = "healthy"
 DEVICE = "device:esp"
 
@@ -52,12 +53,12 @@ class Running:
     verified: bool
 
 
-def running(path: Path = Path(layout.ORGANS_JSON)) -> Running:
+def running() -> Running:
     """The boot as bay0 wrote it down. Raises OSError, ValueError."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(ORGANS.read_text(encoding="utf-8"))
     boot = document.get("boot") if isinstance(document, dict) else None
     if not isinstance(boot, dict):
-        raise ValueError(f"{path}: no boot")
+        raise ValueError(f"{ORGANS}: no boot")
     return Running(str(boot.get("slot") or ""), str(boot.get("rootHash") or ""), boot.get("verified") is True)
 
 

@@ -71,10 +71,10 @@ def test_kill_loses_nothing_acknowledged(tmp_path: Path) -> None:
         assert account.acknowledged > 0
 
 
-# Each call that makes something durable fails: the first time, the second, ... and once for good. SQLite syncs
-# a log and a file with fdatasync, the gate syncs the rest with fsync, and pwrite64 carries the data. The
-# second fdatasync is left out: it is SQLite's own sync of the directory, whose answer SQLite drops; the gate
-# has synced the directory before, and that one is here.
+# Each call that makes something durable fails: the first time, the second, ... and once for good. SQLite
+# syncs a log and a file with fdatasync, the gate syncs the rest with fsync, and pwrite64 carries the data.
+# The second fdatasync is left out: it is SQLite's own sync of the directory, whose answer SQLite drops; the
+# gate has synced the directory before, and that one is here.
 FAULTS = [
     *(f"fdatasync:error=EIO:when={n}" for n in (1, 3, 4, 9, "4+")),
     *(f"fsync:error=EIO:when={n}" for n in (1, 2, 3, 4)),
