@@ -76,7 +76,9 @@ def test_production_carries_the_rest() -> None:
         ("distutils/ccompiler.py", False),
         ("test/support/__init__.py", False),
         ("LICENSE.txt", False),
-        ("lib-dynload/_ssl.cpython-311-x86_64-linux-gnu.so", True),
+        ("lib-dynload/_sqlite3.cpython-311-x86_64-linux-gnu.so", True),
+        ("lib-dynload/_ssl.cpython-311-x86_64-linux-gnu.so", False),
+        ("ssl.py", False),
         ("lib-dynload/_testcapi.cpython-311-x86_64-linux-gnu.so", False),
     ],
 )

@@ -122,7 +122,7 @@ def _root(plan: _Plan) -> tuple[Path, str]:
         *(package.sha256 for package in packages),
         *(wheel.sha256 for wheel in locked.wheels),
     )
-    own = list(plan.sources.files("organs", "bus", "schemas"))
+    own = [*plan.sources.files("organs", "bus", "schemas"), *root.STANDINS]
     root_key = digest(
         "root", base_key, plan.sources.digest(*own), json.dumps(plan.facts.release()), plan.facts.public_key
     )

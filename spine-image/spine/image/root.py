@@ -30,6 +30,8 @@ SPINE = "usr/lib/spine"
 
 # Where something is mounted or lies at run time.
 EMPTY = ("proc", "sys", "dev", "run", "tmp", "persist")
+# Files of ours that take the place of others': where they lie in the tree, and where they go.
+STANDINS = {"spine-image/root/ssl.py": f"{STDLIB}/ssl.py"}
 # What programs expect at the top.
 LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
@@ -107,6 +109,9 @@ def make_root(
         if trim.keep_own(path, out, production=facts.production):
             _write(tree / PACKAGES / path, sources.read(path))
             modules.append(f"/{PACKAGES}/{path}")
+    for path, place in STANDINS.items():
+        _write(tree / place, sources.read(path))
+        modules.append(f"/{place}")
     _compile(tree, sorted(modules), keep_source=True)
     manifest = sources.read("organs/manifest.toml")
     _write(tree / SPINE / "manifest.toml", production_manifest(manifest) if facts.production else manifest)
