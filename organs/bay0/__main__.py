@@ -208,13 +208,13 @@ class Bay0:
         """Nothing of ours runs any more. Let go of the disks, then of the machine."""
         for device in self._mounted:
             held = blocks.in_use(self._ground.devices[device])
-            self._report.say(f"{device} is {'still in use' if held else 'unmounted'}")
+            self._report.stage(f"{device}.{'in-use' if held else 'unmounted'}")
         os.sync()
         self._report.stage(word)
         if self._ground.kind == ground.CONTAINER:
             os._exit(layout.EXIT_REBOOT if word == REBOOT else layout.EXIT_POWER_OFF)
         if self._watchdog is not None:
-            self._watchdog.disarm()
+            self._watchdog.feed()
         power.restart() if word == REBOOT else power.power_off()
         raise Panic(f"the kernel came back from {word}")
 

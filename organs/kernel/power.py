@@ -48,7 +48,10 @@ def _signed(number: int) -> int:
 
 
 class Watchdog:
-    """/dev/watchdog: resets the machine unless it is fed. Opening it arms it."""
+    """/dev/watchdog: resets the machine unless it is fed. Opening it arms it, and nothing disarms it.
+
+    The kernel is built with NOWAYOUT: also an orderly end that hangs on its last steps is reset.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -66,11 +69,6 @@ class Watchdog:
     def feed(self) -> None:
         """Not yet."""
         os.write(self._fd, b"\0")
-
-    def disarm(self) -> None:
-        """The magic close: the driver lets go of the machine. For an orderly end only."""
-        os.write(self._fd, b"V")
-        os.close(self._fd)
 
 
 def open_buttons() -> list[int]:

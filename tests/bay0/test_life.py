@@ -81,7 +81,7 @@ def test_the_whole_life(tmp_path: Path, disks: dict[str, str]) -> None:
         assert stages[7:] == ["ready", "healthy"]
         assert spine.ask(ask="poweroff") == {}
         assert spine.end() == layout.EXIT_POWER_OFF
-        assert "persist is unmounted" in spine.console()
+        assert "persist.unmounted" in spine.console()
         # Nothing is left: the file system was let go in order.
         command = ["tune2fs", "-l", disks["persist"]]
         facts = subprocess.run(command, capture_output=True, text=True, check=True).stdout

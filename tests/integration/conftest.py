@@ -54,7 +54,8 @@ def container() -> Iterator[Live]:
         assert ground is not None
         yield Live("container", ground)
     finally:
-        spine("stop", "--container")
+        if state.read(state.directory("container")):
+            spine("stop", "--container")
 
 
 @pytest.fixture(scope="session")

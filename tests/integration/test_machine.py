@@ -6,25 +6,24 @@ own; whatever happens, they are ended.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from spine import paths
-from spine.errors import SpineError
-from spine.ground import accel, gpt, state
+from spine.ground import accel, gpt
 from spine.ground.disk import sparse_copy
 from spine.ground.port import PortFailure
 from spine.ground.qemu import Machine
 from spine.image.build import build
 from spine.progress import Progress
 from tests.integration.boots import Boot
-from tests.integration.live import Live, spine, within
+from tests.integration.live import Live, within
 from tests.powercut import blklog
 
 pytestmark = pytest.mark.machine
@@ -114,7 +113,7 @@ def test_the_deaths_limit_panics_and_burns_a_try_and_health_arms_it_again(
         before = live.table()["gate"]
         live.probe("kill", "gate", 9)
         if death < 4:
-            within("gate restarted", lambda before=before: live.restarted("gate", before))
+            within("gate restarted", partial(live.restarted, "gate", before))
     live.ground.console.wait_text("Kernel panic", PANIC_S, since=mark)
     assert "gate died 4 times" in live.ground.console.text(mark)
     live.ground.wait_ready(since=live.ground.console.mark())
@@ -129,7 +128,7 @@ def test_the_deaths_limit_panics_and_burns_a_try_and_health_arms_it_again(
 def cut_after_a_put(
     image: Path, tmp_path: Path, power_on: PowerOn, boots: tuple[Boot, Boot]
 ) -> tuple[bytes | None, int]:
-    """Put, cut the power at a write after the acknowledgement, boot, get: (what was got, the entry of the cut).
+    """Put, cut the power at a write after the acknowledgement, boot, get: (what was got, where the cut was).
 
     The oracle is here, outside of the machine: what was acknowledged, and how long the write log was by then.
     """
@@ -199,16 +198,3 @@ def test_a_flipped_byte_panics_the_machine(
     said = live.ground.console.text()
     assert "Kernel panic" in said
     assert "spine: stage" not in said
-
-
-def test_the_last_thing_is_an_orderly_stop(machine: Live) -> None:
-    """Runs last in this file: it ends the shared machine by its power button."""
-    console = machine.ground.console
-    mark = console.mark()
-    spine("stop", "--machine")
-    said = console.text(mark)
-    assert "persist is unmounted" in said
-    assert state.read(state.directory("machine")) is None
-    with contextlib.suppress(SpineError):
-        machine.ground.port(1.0).close()
-        raise AssertionError("the port still answers")
