@@ -47,7 +47,7 @@ def prepare(image: Path, disk: Path, *, fresh: bool = False) -> str:
         with _discarded_on_failure(new):
             sparse_copy(image, new)
             if exists:
-                _carry_over(disk, new)
+                _carry_over(disk, new)  # INV-HOST-2
             _sync(new)
             new.rename(disk)
     draft = note.with_suffix(".json.new")

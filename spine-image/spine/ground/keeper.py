@@ -141,7 +141,7 @@ def _spawn(
 def _become_bay0(plan: Plan, root: str, nodes: dict[str, str], port: int, console: int, wait: int) -> None:
     if not os.read(wait, 1):
         os._exit(EXIT_NOT_STARTED)  # the keeper is gone
-    calls.die_with_parent(signal.SIGKILL)
+    calls.die_with_parent(signal.SIGKILL)  # INV-HOST-3
     os.setsid()
     socket.sethostname(HOST_NAME)
     calls.mount("none", "/", flags=calls.MS_REC | calls.MS_PRIVATE)

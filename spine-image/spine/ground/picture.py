@@ -3,21 +3,20 @@
 Pure. QEMU 7.2 can write PNG by itself but swaps red and blue; PPM it writes right.
 """
 
+import re
 import struct
 import zlib
 
 
 def png(ppm: bytes) -> bytes:
     """A PNG file of the same picture. ValueError when `ppm` is not a binary 8-bit RGB PPM."""
-    parts = ppm.split(maxsplit=4)
-    if len(parts) < 4 or parts[0] != b"P6" or parts[3][:3] != b"255":
-        raise ValueError("not a binary PPM with 8 bits a colour")
-    width, height = int(parts[1]), int(parts[2])
     # Exactly one byte of white space stands between the header and the pixels.
-    pixels = ppm[len(ppm) - width * height * 3 :]
-    header = ppm[: len(ppm) - len(pixels)]
-    if width <= 0 or height <= 0 or not header.strip().endswith(b"255"):
-        raise ValueError("the pixels of the PPM are cut short")
+    header = re.match(rb"P6\s+(\d{1,5})\s+(\d{1,5})\s+255\s", ppm)
+    if header is None:
+        raise ValueError("not a binary PPM with 8 bits a colour")
+    width, height, pixels = int(header[1]), int(header[2]), ppm[header.end() :]
+    if not width or not height or len(pixels) != width * height * 3:
+        raise ValueError("the pixels of the PPM are not all there")
     stride = width * 3
     rows = b"".join(b"\0" + pixels[at : at + stride] for at in range(0, len(pixels), stride))
     return (
