@@ -62,7 +62,9 @@ TAIL = MIB
 # All tries left, none done. Both numbers stand in the name from the start, so that re-arming patches
 # characters in place and never changes a name's length.
 COUNTER = "+3-0"
-LOADER_CONF = b"timeout 0\neditor no\nauto-entries yes\nauto-firmware no\nconsole-mode keep\n"
+# No menu, no editor, nothing but our own programs, nothing written but the counter. No `default`: naming one
+# would switch the counting off.
+LOADER_CONF = b"timeout 0\neditor no\nauto-entries no\nauto-firmware no\nrandom-seed-mode off\n"
 
 GATE_UID = 2001
 
