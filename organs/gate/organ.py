@@ -12,6 +12,7 @@ peer died, which is all that anybody knows. The next incarnation recovers from t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol, assert_never
 
@@ -23,6 +24,9 @@ from organs.gate.verdict import Delete, Get, List, Operation, Put, Refuse, Usage
 from organs.gate.worker import Deleted, Found, Listed, Outcome, Stored, Used, Worker
 
 PERSIST = Path(layout.PERSIST)
+# Values on their way out. Each may have a mebibyte, and what waits for the bus is held in memory; further
+# reads wait their turn until their deadline.
+READS_MAX = 16
 
 Params = Mapping[str, object]
 Handler = Callable[[object, Params], Awaitable[dict[str, object]]]
@@ -41,6 +45,7 @@ class Gate:
         self._token = trio.lowlevel.current_trio_token()
         self._dead = trio.Event()
         self._cause: BaseException | None = None
+        self._reads = trio.Semaphore(READS_MAX)
         self.worker = Worker(directory, died=self._died)
 
     def _died(self, cause: BaseException) -> None:
@@ -90,7 +95,9 @@ class Gate:
 
         def handler(operation: Callable[[Params], Operation]) -> Handler:
             async def handle(_call: object, params: Params) -> dict[str, object]:
-                return results(await self.ask(operation(params)))
+                asked = operation(params)
+                async with self._reads if isinstance(asked, Get) else nullcontext():
+                    return results(await self.ask(asked))
 
             return handle
 

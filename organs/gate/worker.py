@@ -117,6 +117,7 @@ class Worker:
         self._examined: set[str] = set()
         self._corrupt: dict[str, str] = {}
         self._untidy: set[str] = set()
+        self._littered: set[str] = set()
         self.commits = 0
         # Daemon: after a failure it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="gate-worker", daemon=True)
@@ -230,11 +231,17 @@ class Worker:
             return [_absent(operation, self._quota_bytes) for operation in operations]
         writes = any(isinstance(operation, Put | Delete) for operation in operations)
         try:
+            if writes and persona in self._littered:
+                store.fold()
+                self._littered.discard(persona)
             store.begin(writes=writes)
             outcomes = [_apply(store, operation) for operation in operations]
             store.commit()  # INV-GATE-2
         except (Full, Corrupt):
             store.rollback()
+            # What did not fit lies behind the commits in the log. It is emptied before anything else is
+            # written, so that no half of a commit is ever found behind a whole one.
+            self._littered.add(persona)
             raise
         if writes:
             self.commits += 1
@@ -299,6 +306,9 @@ class Worker:
             try:
                 self._fold(store)
                 while store.free_pages() > FREE_PAGES_KEPT:
+                    if self._waiting:
+                        self._untidy.add(persona)
+                        break
                     store.trim()
             except Full:
                 pass
@@ -330,6 +340,7 @@ class Worker:
         self._untidy.discard(persona)
         try:
             store.close()
+            self._littered.discard(persona)
         except Full:
             pass  # the log keeps what is durable
         except Corrupt as damage:

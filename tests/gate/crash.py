@@ -38,7 +38,16 @@ from organs.gate import store as gate_store
 from tests.gate import load
 
 ROOT = Path(__file__).resolve().parents[2]
-COVERED = ("organs/gate/*.py", "tests/gate/crash.py", "tests/gate/load.py")
+# What runs in a cycle: the gate below its organ, and the harness.
+COVERED = (
+    "organs/gate/ballast.py",
+    "organs/gate/store.py",
+    "organs/gate/verdict.py",
+    "organs/gate/worker.py",
+    "organs/gate/writeahead.py",
+    "tests/gate/crash.py",
+    "tests/gate/load.py",
+)
 
 # linux/fs.h: EXT4_IOC_SHUTDOWN, and the flag that drops the journal as well.
 EXT4_IOC_SHUTDOWN = 0x8004587D
@@ -262,7 +271,7 @@ def campaign(
 
 def covered() -> dict[str, object]:
     """The files this speaks about and one hash over them."""
-    files = sorted(path for pattern in COVERED for path in ROOT.glob(pattern))
+    files = [ROOT / name for name in COVERED]
     hashed = hashlib.sha256()
     for path in files:
         hashed.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
@@ -293,6 +302,8 @@ def main() -> int:
     def said(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    # However it ends, the image is unmounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     caught: dict[str, dict[str, int]] = {}
     for bug in BUGS:
         with scratch() as home:
@@ -318,8 +329,7 @@ def main() -> int:
                 "crashes": result.cycles,
                 "submitted": result.submitted,
                 "acknowledged": result.acknowledged,
-                "lost": 0,
-                "wrong": 0,
+                "violations": len(result.violations),
             },
             "seededBugsCaught": caught,
             "covered": covered(),
