@@ -2,6 +2,9 @@
 
 import sys
 
+if sys.version_info < (3, 11):  # said here, where an older Python can still read the file
+    sys.exit("spine: Python is too old\n  why: 3.11 is needed\n  fix: use Debian 12 or newer")
+
 from spine.cli import main
 
 sys.exit(main(sys.argv[1:]))

@@ -98,10 +98,7 @@ class Container:
     @property
     def exit_code(self) -> int | None:
         """How bay0 ended for good: 0 power-off, 70 panic, below 0 a signal; None while it runs or reboots."""
-        try:
-            return int(json.loads((self.directory / "ended.json").read_text(encoding="utf-8"))["code"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return state.ended(self.directory)
 
     def provision(self, out: Path, *, fresh: bool = False) -> tuple[Path, Path, Path | None]:
         """The files to start from, out of what was built: root, persist, and the ESP when there is a disk.
@@ -146,7 +143,7 @@ class Container:
         self.clean()
         paths.private(self.directory)
         (self.directory / "root").mkdir(exist_ok=True)
-        (self.directory / "ended.json").unlink(missing_ok=True)
+        (self.directory / state.ENDED_FILE).unlink(missing_ok=True)
         self.console.path.write_bytes(b"")
         plan = keeper.Plan(
             directory=str(self.directory.absolute()),
@@ -264,7 +261,7 @@ class Container:
 
     def _epitaph(self) -> str:
         code = self.exit_code
-        if code == 70:
+        if code == state.EXIT_PANIC:
             return "bay0 panicked"
         return "the keeper was ended" if code is None else f"bay0 ended with {code}"
 

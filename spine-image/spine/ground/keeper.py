@@ -194,9 +194,9 @@ def _last_words(console: int) -> Iterator[None]:
 
 
 def _write_ended(where: Path, code: int) -> None:
-    draft = where / "ended.json.new"
+    draft = where / (state.ENDED_FILE + ".new")
     draft.write_text(json.dumps({"code": code}) + "\n", encoding="utf-8")
-    draft.rename(where / "ended.json")
+    draft.rename(where / state.ENDED_FILE)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from spine.errors import Exit, SpineError
 
 KINDS = ("machine", "container")
 FILE = "state.json"
+ENDED_FILE = "ended.json"
+# How PID 1 of a container says that it panicked.
+EXIT_PANIC = 70
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,14 @@ def read(where: Path) -> Ground | None:
     return ground if ground.process.alive() else None
 
 
+def ended(where: Path) -> int | None:
+    """How bay0 ended for good in a container: 0 power-off, 70 panic, below 0 a signal; None: it did not."""
+    try:
+        return int(json.loads((where / ENDED_FILE).read_text(encoding="utf-8"))["code"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def forget(where: Path) -> None:
     """Remove the record."""
     (where / FILE).unlink(missing_ok=True)
@@ -121,9 +132,12 @@ def running(kind: str | None = None) -> Ground:
         if ground:
             return ground
     flag = " --container" if kind == "container" else ""
+    code = ended(directory(order[0]))
     raise SpineError(
         f"no {kind or 'spine'} runs",
-        f"nothing that lives is recorded under {paths.state()}",
+        f"the {order[0]} that ran last panicked (see ./spine log)"
+        if code == EXIT_PANIC
+        else f"nothing that lives is recorded under {paths.state()}",
         f"./spine boot --detach{flag}",
         Exit.NO_SUCH_THING,
     )

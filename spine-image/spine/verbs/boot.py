@@ -174,7 +174,7 @@ def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
     if code:
         raise BootError(
             "the spine ended",
-            "bay0 panicked" if code == 70 else f"exit code {code}",
+            "bay0 panicked" if code == state.EXIT_PANIC else f"exit code {code}",
             f"./spine log{suffix}",
         )
     progress.say("the spine has shut down")
