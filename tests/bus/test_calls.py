@@ -6,19 +6,22 @@ ends by kill -9.
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus.admission import CALLS_MAX
 from bus.alarm import NEVER, Alarm
 from bus.client import PENDING_MAX, Bus, Peer
-from bus.envelope import MESSAGE_MAX, Code, Failure
+from bus.envelope import MESSAGE_MAX, Code, Envelope, Failure, Kind, pack, pack_failure
+from bus.link import CallState
 from bus.server import Call, Handler, serve
 from tests.bus.strategies import fields
 from tests.bus.wiring import PATIENCE_S, Callee, callee, listening, schemas
@@ -33,6 +36,7 @@ class Handlers:
         self.release = trio.Event()
         self.held = 0
         self.cancelled = 0
+        self.grown = 0
         self.calls: list[Call] = []
 
     async def same(self, call: Call, params: dict[str, object]) -> dict[str, object]:
@@ -60,6 +64,7 @@ class Handlers:
         raise Failure(Code(code), str(params["text"]))
 
     async def grow(self, _: Call, params: dict[str, object]) -> dict[str, object]:
+        self.grown += 1
         size = params["bytes"]
         assert isinstance(size, int)
         return {"data": bytes(size)}
@@ -358,6 +363,37 @@ async def test_kill_9_with_calls_under_way() -> None:
                     assert await bus.echo.once(tag=1000) == {"generation": 2, "attempt": 0}
                     assert await begun(second, 1) == {("once", 1000)}
                     assert await second.kill() == []
+
+
+async def test_a_loss_is_dealt_with_before_the_answer_of_a_later_incarnation() -> None:
+    """The caller has not heard of the loss yet when the refusal of the next incarnation arrives."""
+    with listening(("alpha",)) as (directory, bound), trio.fail_after(PATIENCE_S):
+        peer = Peer(ECHO, f"{directory}/echo.alpha")
+        codes = []
+
+        async def once() -> None:
+            codes.append(await code_of(peer.call("once", {"tag": 1})))
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(peer.run)
+            async with trio.open_nursery() as life:
+                fd = bound["alpha"].fileno()
+                await life.start(serve, ECHO, Handlers().table(), {"alpha": fd}, 1)
+                nursery.start_soon(once)
+                await until(lambda: any(p.state is CallState.SENT for p in peer._pending.values()))
+                life.cancel_scope.cancel()
+            connection = peer._connection
+            assert connection is not None
+            # No task of ours runs between here and the answer.
+            if peer.generation is not None:
+                monitor = int(connection._monitor.get(zmq.FD))
+                assert select.select([monitor], [], [], PATIENCE_S)[0]
+                body = pack_failure(Failure(Code.STALE))
+                (id_,) = peer._pending
+                peer._take(pack(Envelope(kind=Kind.FAILURE, id=id_, generation=2, body=body)))
+            await until(lambda: bool(codes))
+            nursery.cancel_scope.cancel()
+        assert codes == [Code.PEER_DIED]
 
 
 async def test_a_call_waits_for_a_callee_that_is_not_there_yet() -> None:

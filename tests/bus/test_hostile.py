@@ -13,9 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
+import trio.testing
 import zmq
 
 from bus import sockets
@@ -29,13 +31,14 @@ from bus.envelope import (
     Envelope,
     Failure,
     Kind,
+    Reassembler,
     frames,
     pack,
     pack_failure,
     unpack,
     unpack_failure,
 )
-from bus.server import UNFINISHED_MAX, serve
+from bus.server import UNFINISHED_MAX, Call, serve
 from bus.sockets import Listener
 from tests.bus.test_calls import ECHO, Handlers, until
 from tests.bus.wiring import PATIENCE_S, listening, schemas
@@ -306,24 +309,50 @@ async def test_a_flood_of_nonsense_without_reading_answers() -> None:
 
 
 async def test_the_callee_ends_cleanly_with_calls_at_the_door() -> None:
-    """Idle workers and waiting messages, and then the end: nobody is woken who has been told to end."""
+    """Idle workers, waiting messages, and a handler that ends it all: nobody is woken who was told to end."""
     for _ in range(20):
         handlers = Handlers()
         with listening(("alpha",)) as (directory, bound), trio.fail_after(PATIENCE_S):
             hostile = Hostile(f"{directory}/echo.alpha")
             async with trio.open_nursery() as nursery:
-                fds = {"alpha": bound["alpha"].fileno()}
-                await nursery.start(serve, ECHO, handlers.table(), fds, GENERATION)
+
+                async def end(_: Call, __: dict[str, object], end: trio.CancelScope) -> dict[str, object]:
+                    end.cancel()
+                    return {"data": b""}
+
+                table = {**handlers.table(), "grow": partial(end, end=nursery.cancel_scope)}
+                await nursery.start(serve, ECHO, table, {"alpha": bound["alpha"].fileno()}, GENERATION)
                 for id_ in range(5):
                     await hostile.send(pack(call("hold", id_, tag=1)))
-                await until(lambda handlers=handlers: handlers.held == 5)  # type: ignore[misc]  # bound early
+                await until(partial(lambda held: held.held == 5, handlers))
                 handlers.release.set()
                 for _ in range(5):
                     await hostile.answer()
                 for id_ in range(30):
-                    await hostile.send(pack(call("data", id_, data=b"")))
-                nursery.cancel_scope.cancel()
+                    await hostile.send(pack(call("grow", id_, bytes=0)))
+                await trio.sleep_forever()
             hostile.socket.close()
+
+
+async def test_a_caller_that_does_not_read_answers_is_not_worked_for() -> None:
+    """Its calls wait until what was answered is read; then all of them are answered."""
+    asked = 50
+    async with scene() as here:
+        deaf = here.hostile(RCVHWM=1)
+        for id_ in range(asked):
+            await deaf.send(pack(call("grow", id_, bytes=1_000_000)))
+        await here.beta_is_served()
+        await until(lambda: here.handlers.grown > 0)
+        await trio.testing.wait_all_tasks_blocked()
+        await here.beta_is_served()
+        assert here.handlers.grown < asked // 2
+        answers = Reassembler()
+        whole: list[Envelope] = []
+        while len(whole) < asked:
+            answer = answers.add(await deaf.answer())
+            whole += [answer] if answer else []
+        assert {answer.kind for answer in whole} == {Kind.REPLY}
+        assert here.handlers.grown == asked
 
 
 @contextmanager
@@ -426,6 +455,37 @@ async def test_a_dishonest_callee_disturbs_nothing_but_its_own_answers(what: str
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(peer.call, "data", {"data": b"many"})
+
+
+async def test_half_an_answer_of_a_callee_that_died_spoils_no_later_one() -> None:
+    with listening(("alpha",)) as (directory, bound), trio.fail_after(PATIENCE_S):
+        peer = Peer(ECHO, f"{directory}/echo.alpha")
+        answers: list[dict[str, object]] = []
+
+        async def ask() -> None:
+            answers.append(await peer.call("data", {"data": b"whole"}))
+
+        def half(to: Envelope) -> list[bytes]:
+            return [reply(to, more=True, body=b"half")]
+
+        def whole(to: Envelope) -> list[bytes]:
+            return [reply(to)]
+
+        async def answering(answer: Answers, done: Callable[[], bool]) -> None:
+            with Listener(bound["alpha"].fileno()) as listener:
+                async with trio.open_nursery() as life:
+                    life.start_soon(dishonest_callee, listener, answer)
+                    await until(done)
+                    life.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(peer.run)
+            nursery.start_soon(ask)
+            await answering(half, lambda: peer._answers.held_bytes > 0)
+            await until(lambda: peer.generation is None)
+            await answering(whole, lambda: bool(answers))
+            nursery.cancel_scope.cancel()
+        assert answers == [{"data": b"whole"}]
 
 
 @pytest.mark.parametrize(
