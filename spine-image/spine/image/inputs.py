@@ -119,7 +119,14 @@ def fetch_package(cache: Cache, package: Package) -> Path:
     def make(directory: Path) -> None:
         try:
             commands.run(
-                ["apt-get", "-q", "download", f"{package.name}={package.version}"],
+                [
+                    "apt-get",
+                    "-q",
+                    "-o",
+                    "APT::Sandbox::User=root",
+                    "download",
+                    f"{package.name}={package.version}",
+                ],
                 cwd=directory,
                 what=f"the package {package.name} {package.version} cannot be downloaded",
             )
