@@ -42,7 +42,7 @@ from organs.bay0.__main__ import main
 main()
 """
 
-# 128 KiB: a page fault decompresses at most this much; larger blocks make small modules slower to reach (tried:
+# 128 KiB: a page fault decompresses at most this much; larger blocks make small modules slow to reach (tried:
 # 1 MiB doubles the time of the organs' imports under emulation). Level 15 packs in half the time of 19 and
 # costs 1 % of size; how fast it opens is the same.
 SQUASH = ("-comp", "zstd", "-Xcompression-level", "15", "-b", "131072")
