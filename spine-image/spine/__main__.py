@@ -2,7 +2,8 @@
 
 import sys
 
-if sys.version_info < (3, 11):  # said here, where an older Python can still read the file
+# Said here, where an older Python can still read the file.
+if sys.version_info < (3, 11):  # noqa: UP036  # the host may have any Python
     sys.exit("spine: Python is too old\n  why: 3.11 is needed\n  fix: use Debian 12 or newer")
 
 from spine.cli import main

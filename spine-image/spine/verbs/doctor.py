@@ -183,8 +183,8 @@ def kvm() -> Finding:
     if verdict.works:
         return Finding(PASS, "kvm", "a test guest ran")
     fix = "./spine boot --accel tcg   (what ./spine boot does by itself)"
-    if "may not be opened" in verdict.reason:
-        fix = "sudo usermod -aG kvm $USER   (then log in again)"
+    if "may not be opened" in verdict.reason and accel.KVM.stat().st_mode & 0o060 == 0o060:
+        fix = f"sudo usermod -aG {accel.KVM.group()} $USER   (then log in again)"
     return Finding(WARN, "kvm", f"{verdict.reason}; TCG is used", fix)
 
 
