@@ -148,7 +148,8 @@ def _organ_names(manifest_path: Path) -> frozenset[str]:
     for name in organs:
         if not re.fullmatch(rf"[a-z][a-z0-9]{{0,{NAME_BYTES_MAX - 1}}}", name) or name == HOST:
             raise SchemaRefused(str(manifest_path), 1, f"{name} cannot be the name of an organ")
-    return frozenset(organs)
+    # A stanza may say that its process has no bus; such a one can neither call nor be called.
+    return frozenset(name for name, stanza in organs.items() if stanza.get("bus", True) is not False)
 
 
 def _run_capnp(schemas_dir: Path) -> bytes:

@@ -39,6 +39,9 @@ PERSIST_DEVICE: Final = "persist"
 PORT: Final = "port"
 PORT_NAME: Final = "spine.operator"
 
+# The network namespace in which every NIC waits.
+PARKING: Final = "parking"
+
 # How PID 1 ends in a container. On the machine it ends by reboot(2), or by a kernel panic.
 EXIT_POWER_OFF: Final = 0
 EXIT_REBOOT: Final = 3

@@ -4,7 +4,8 @@ Turns the text of `organs/manifest.toml` into frozen values. It knows the rules 
 unknown key, no wrong type, no number outside its range, no two organs with one identity, no device with two
 masters.
 Touches: the one file it is told to read.
-Never: fills in a value that the file does not state (`control` alone may be absent: no control socket).
+Never: fills in a value that the file does not state. Four keys may be absent: `control` (no control
+socket), `bus` (it speaks there), `pair` (no line of its own to another), `networks` (none is handed over).
 Fails: with ManifestRefused, which names the line, the key and the rule.
 """
 
@@ -47,6 +48,8 @@ DEVICES: Final = BLOCK_DEVICES | {layout.PORT}
 FILE_SYSTEMS: Final = frozenset({"ext4"})
 ASKS: Final = frozenset({"reboot", "poweroff", "probe"})
 TOLD: Final = frozenset({"healthy"})
+# Network namespaces that bay0 makes at boot and keeps for as long as it lives.
+NETWORKS: Final = frozenset({layout.PARKING})
 
 # linux/capability.h, in the order of their numbers.
 CAPABILITIES: Final = (
@@ -63,6 +66,9 @@ CAPABILITIES_NEVER: Final = frozenset(
     {"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "SETUID", "SETGID", "SETPCAP", "SYS_ADMIN"}
     | {"SYS_MODULE", "SYS_RAWIO", "SYS_PTRACE", "SYS_BOOT", "MKNOD", "SETFCAP"}
 )
+# A process without the bus makes rooms, and may hold what that takes. Nothing makes a room by loading code
+# into the kernel, by its ports, or by ending the machine.
+CAPABILITIES_NEVER_ALONE: Final = frozenset({"SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "SYS_TIME", "MAC_ADMIN"})
 
 T = TypeVar("T")
 
@@ -124,7 +130,11 @@ class Control:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Organ:
-    """One stanza: every power of one organ. `memory_max` is in bytes."""
+    """One stanza: every power of one organ. `memory_max` is in bytes.
+
+    Without `bus` it is no organ but a process that is supervised like one: it hears nobody but the organ of
+    its `pair`, which is why it may be root.
+    """
 
     name: str
     summary: str
@@ -138,6 +148,9 @@ class Organ:
     mounts: tuple[Mount, ...]
     devices: tuple[Device, ...]
     control: Control | None
+    bus: bool
+    pair: str | None
+    networks: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +275,7 @@ class _Table:
 
 
 _TYPE_NAMES: Final[Mapping[type, str]] = {
+    bool: "true or false",
     int: "an integer",
     str: "a text",
     list: "a list",
@@ -309,26 +323,42 @@ def _organ(name: str, table: _Table) -> Organ:
     summary = table.take("summary", str)
     if not summary or len(summary) > SUMMARY_CHARS_MAX or not summary.isprintable():
         raise table.refuse("summary", f"must be one line of 1 to {SUMMARY_CHARS_MAX} characters")
+    bus = table.take("bus", bool) if table.has("bus") else True
+    never = CAPABILITIES_NEVER if bus else CAPABILITIES_NEVER_ALONE
     organ = Organ(
         name=name,
         summary=summary,
         image=Image(table.one_of("image", frozenset(image.value for image in Image))),
-        uid=table.number("uid", UID_MIN, UID_MAX),
-        gid=table.number("gid", UID_MIN, UID_MAX),
-        capabilities=table.words("capabilities", frozenset(CAPABILITIES) - CAPABILITIES_NEVER),
+        uid=_identity(table, "uid", root=not bus),
+        gid=_identity(table, "gid", root=not bus),
+        capabilities=table.words("capabilities", frozenset(CAPABILITIES) - never),
         memory_max=_memory(table),
         pids_max=table.number("pids_max", PIDS_MIN, PIDS_MAX),
         nofile_max=table.number("nofile_max", NOFILE_MIN, NOFILE_MAX),
         mounts=table.inlines("mounts", _mount),
         devices=table.inlines("devices", _device),
         control=_control(table) if table.has("control") else None,
+        bus=bus,
+        pair=table.take("pair", str) if table.has("pair") else None,
+        networks=table.words("networks", NETWORKS) if table.has("networks") else frozenset(),
     )
     table.end()
     if organ.gid != organ.uid:
         raise table.refuse("gid", "must be the uid: the bus knows a caller by its group")
     if organ.control and "probe" in organ.control.asks and organ.image is not Image.DEVELOPMENT:
         raise table.refuse("control", "probes are for organs of the development image")
+    if not bus and organ.pair is None:
+        raise table.refuse("bus", "without the bus it needs a pair: nobody could ask it for anything")
+    if not bus and organ.control:
+        raise table.refuse("control", "without the bus it asks nothing of bay0")
     return organ
+
+
+def _identity(table: _Table, key: str, *, root: bool) -> int:
+    """A user or group id of an organ's; `root` says whether 0 is allowed as well."""
+    if root and table.take(key, int) == 0:
+        return 0
+    return table.number(key, UID_MIN, UID_MAX)
 
 
 def _memory(table: _Table) -> int:
@@ -366,8 +396,19 @@ def _contradictions(organs: Mapping[str, Organ], table: _Table) -> None:
     """Refuse what each stanza alone may say but all together may not."""
     uids: dict[int, str] = {}
     masters: dict[str, str] = {}
+    networks: dict[str, str] = {}
     for organ in organs.values():
         stanza = table.table(organ.name)
+        if organ.pair is not None:
+            other = organs.get(organ.pair)
+            if other is None or other is organ or not other.bus:
+                raise stanza.refuse("pair", f"{organ.pair!r} is no other organ on the bus")
+            if other.pair is not None or sum(each.pair == organ.pair for each in organs.values()) > 1:
+                raise stanza.refuse("pair", f"{organ.pair} has a pair already")
+        for network in organ.networks:
+            if network in networks:
+                raise stanza.refuse("networks", f"{network} is {networks[network]}'s already")
+            networks[network] = organ.name
         if organ.uid in uids:
             raise stanza.refuse("uid", f"{organ.uid} is {uids[organ.uid]}'s already")
         uids[organ.uid] = organ.name

@@ -46,6 +46,12 @@ class Program(Protocol):
     async def main(self, spine: Spine) -> None: ...
 
 
+class QuietProgram(Protocol):
+    """What it must offer where the stanza says that there is no bus."""
+
+    def main(self, place: Place) -> None: ...
+
+
 def preload() -> None:
     """Import and load everything organs share. The zygote calls it once, before it forks the first organ."""
     wire.load(layout.SCHEMAS)
@@ -61,16 +67,43 @@ class BayZeroGone(OSError):
     """The control socket or the status pipe has no other end: PID 1 is no longer there."""
 
 
-class Spine:
-    """What an organ's main is given: its name, its descriptors, its bus, its line to bay0."""
+class Place:
+    """What every program is given: its name, its descriptors, its signs of life to bay0.
+
+    One without the bus is given nothing else, and beats by itself, at least each `heartbeat_ms`.
+    """
 
     def __init__(self, name: str, generation: int, fds: Mapping[str, int], heartbeat_ms: int) -> None:
         self.name = name
         self.generation = generation
         self.fds = fds
+        self.heartbeat_ms = heartbeat_ms
+        os.set_blocking(fds["status"], False)
+
+    def ready(self) -> None:
+        """Tell bay0 that this program answers."""
+        self._status(b"R")
+
+    def beat(self) -> None:
+        """Tell bay0 that this program lives."""
+        self._status(b"H")
+
+    def _status(self, byte: bytes) -> None:
+        try:
+            os.write(self.fds["status"], byte)
+        except BlockingIOError:
+            pass  # bay0 has not read the last ones yet: the pipe already says that we live
+        except BrokenPipeError:
+            raise BayZeroGone("status pipe closed") from None
+
+
+class Spine(Place):
+    """What an organ's main is given besides: its bus, its line to bay0."""
+
+    def __init__(self, name: str, generation: int, fds: Mapping[str, int], heartbeat_ms: int) -> None:
+        super().__init__(name, generation, fds, heartbeat_ms)
         self.schemas = wire.load(layout.SCHEMAS)
         self.bus = client.Bus(self.schemas, name, layout.BUS)
-        self._heartbeat_ms = heartbeat_ms
         self._control: trio.socket.SocketType | None = None
         self._words_in, self._words_out = trio.open_memory_channel[str](WORDS_MAX)
         self._answers_in, self._answers_out = trio.open_memory_channel[dict[str, object]](1)
@@ -88,10 +121,6 @@ class Spine:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, interface, handlers, listeners, self.generation)
             self.ready()
-
-    def ready(self) -> None:
-        """Tell bay0 that this organ answers."""
-        self._status(b"R")
 
     async def told(self) -> AsyncIterator[str]:
         """The words bay0 tells this organ, as they come."""
@@ -116,18 +145,10 @@ class Spine:
                 return await self._answers_out.receive()
             raise TimeoutError("bay0 did not answer")
 
-    def _status(self, byte: bytes) -> None:
-        try:
-            os.write(self.fds["status"], byte)
-        except BlockingIOError:
-            pass  # bay0 has not read the last ones yet: the pipe already says that we live
-        except BrokenPipeError:
-            raise BayZeroGone("status pipe closed") from None
-
     async def _beat(self) -> None:
         while True:
-            self._status(b"H")
-            await trio.sleep(self._heartbeat_ms / 1000)
+            self.beat()
+            await trio.sleep(self.heartbeat_ms / 1000)
 
     async def _hear(self) -> None:
         """Read bay0's datagrams: its words go to told(), its answers to request()."""
@@ -150,7 +171,6 @@ class Spine:
 
     async def live(self, main: Callable[[Spine], Awaitable[None]]) -> None:
         """Run the organ's main until it ends, fails, or SIGTERM asks it to stop."""
-        os.set_blocking(self.fds["status"], False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
             nursery.start_soon(self._hear)
@@ -172,9 +192,14 @@ def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
     """The life of one organ, from its dropped powers to its exit code. `name` is a stanza of the manifest."""
     code = EXIT_STOPPED
     try:
-        program = cast(Program, importlib.import_module(f"organs.{name}.organ"))
-        spine = Spine(name, generation, fds, _manifest().spine.heartbeat_ms)
-        trio.run(spine.live, program.main)
+        manifest = _manifest()
+        program = importlib.import_module(f"organs.{name}.organ")
+        if manifest.organs[name].bus:
+            spine = Spine(name, generation, fds, manifest.spine.heartbeat_ms)
+            trio.run(spine.live, cast(Program, program).main)
+        else:
+            cast(QuietProgram, program).main(Place(name, generation, fds, manifest.spine.heartbeat_ms))
+            raise RuntimeError(f"{name}: main returned; a program serves until it is stopped")
     except BaseException as error:  # the last frame of the process: name the ending, then end
         code = exit_code(error)
         print(f"{name}: ends with {code}", file=sys.stderr)

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Final, NoReturn
 
 from organs import layout
-from organs.bay0 import control, ground, pace, rings, screen, state, stop, switchboard
+from organs.bay0 import control, ground, lasting, pace, rings, screen, state, stop, switchboard
 from organs.bay0.child import Child
 from organs.bay0.children import Children, Panic, send
 from organs.bay0.loop import Loop, Signals, now_ms
@@ -54,6 +54,7 @@ class Bay0:
         missing: tuple[str, ...],
         manifest: Manifest,
         listeners: Mapping[str, Mapping[str, socket.socket]],
+        lasting: Mapping[str, Mapping[str, int]],
         log_group: int,
     ) -> None:
         self._report, self._release, self._ground, self._missing = report, release, where, missing
@@ -67,6 +68,7 @@ class Bay0:
             manifest=manifest,
             ground=where,
             listeners=listeners,
+            lasting=lasting,
             log_group=log_group,
             on_ask=self._on_ask,
         )
@@ -242,8 +244,9 @@ def boot(report: Report) -> Bay0:
     with open(layout.SWITCHBOARD, encoding="utf-8") as file:
         listeners = switchboard.bind(switchboard.decode(file.read()), manifest.organs)
     report.stage("bus")
+    kept = lasting.make(manifest.organs)
     lacking = (*where.missing, *(f"cgroup.{name}" for name in missing))
-    return Bay0(report, release, where, lacking, manifest, listeners, log_group)
+    return Bay0(report, release, where, lacking, manifest, listeners, kept, log_group)
 
 
 def _make_folders(manifest: Manifest) -> int:

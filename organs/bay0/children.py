@@ -58,11 +58,13 @@ class Children:
         manifest: Manifest,
         ground: Ground,
         listeners: Mapping[str, Mapping[str, socket.socket]],
+        lasting: Mapping[str, Mapping[str, int]],
         log_group: int,
         on_ask: OnAsk,
     ) -> None:
         self._loop, self._report, self._ground = loop, report, ground
-        self._policy, self._listeners, self._on_ask = manifest.spine, listeners, on_ask
+        self._policy, self._on_ask = manifest.spine, on_ask
+        self._listeners, self._lasting = listeners, lasting
         self.factor = pace.SCALE_MAX  # until the zygote has shown how fast this ground is
         self._limits = pace.limits(self._policy, self.factor)
         self.stopping = False
@@ -193,6 +195,7 @@ class Children:
                 request.CGROUP: child.cgroup.fd,
                 **theirs,
                 **{f"listen:{caller}": listener.fileno() for caller, listener in listeners.items()},
+                **self._lasting[child.name],
             }
             asked = Request(
                 organ=child.name,

@@ -48,12 +48,13 @@ def decode(text: str) -> list[tuple[str, str]]:
 
 
 def bind(pairs: list[tuple[str, str]], organs: Mapping[str, Organ]) -> dict[str, dict[str, socket.socket]]:
-    """Bind a socket for each pair whose both ends this image carries: callee -> caller -> listener."""
+    """Bind a socket for each pair whose ends are both on the bus here: callee -> caller -> listener."""
     os.makedirs(layout.BUS, exist_ok=True)
     os.chmod(layout.BUS, 0o711)
     listeners: dict[str, dict[str, socket.socket]] = {name: {} for name in organs}
+    speaking = {name for name, organ in organs.items() if organ.bus}
     for callee, caller in pairs:
-        if callee in organs and caller in organs:
+        if callee in speaking and caller in speaking:  # INV-BUILD-1
             listeners[callee][caller] = _listen(layout.bus_socket(callee, caller), organs[caller].gid)
     return listeners
 

@@ -2,7 +2,7 @@
 
 It imports what all organs share once, then forks for each start: milliseconds instead of a fresh interpreter,
 and one copy of the libraries' memory. Each child is bay0's child, born in its own cgroup; it takes its mounts
-and gives up its powers before it runs a line of its organ.
+and its sockets in other namespaces, and gives up its powers before it runs a line of its organ.
 Touches: clone3, and in the child: mounts, limits, ids, capabilities, descriptors.
 Never: opens a socket, starts a thread, decides; it makes what bay0 asks for, with the powers of the manifest.
 Fails: a clone that the kernel refuses is answered. Anything else ends the process; bay0 starts a new one and
@@ -29,7 +29,7 @@ from organs.bay0.request import (
     Request,
     decode_request,
 )
-from organs.kernel import mounts, privileges, processes
+from organs.kernel import mounts, network, privileges, processes
 from organs.manifest import CAPABILITIES, Organ, load
 
 # The descriptors bay0 starts us with, besides the standard three.
@@ -83,6 +83,8 @@ def _become(request: Request, organ: Organ, fds: dict[str, int]) -> NoReturn:
     os.dup2(stderr, 2)
     try:
         _take_mounts(request, organ)
+        for name in organ.networks:
+            fds[f"netlink:{name}"] = network.netlink_in(fds[f"netns:{name}"])
         _give_up(organ, fds)
     except OSError as error:
         print(f"{organ.name}: {error}", file=sys.stderr, flush=True)

@@ -1,14 +1,53 @@
-"""What the network of this process' namespace holds: interface names and addresses.
+"""Network namespaces: what this process' own holds, and descriptors of others.
 
-Touches: /proc/net of its own namespace, to read.
-Never: changes a link, opens a packet socket.
-Fails: with OSError when /proc is not there.
+Touches: /proc/net of its own namespace, to read; unshare(2) and setns(2) on it.
+Never: changes a link, opens a packet socket. A process that made a namespace or a socket in one is back in
+its own when the call returns.
+Fails: with OSError when /proc is not there, KernelError when the kernel refuses.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
+from typing import Final
+
+from organs.kernel import _libc
+
+CLONE_NEWNET: Final = 0x4000_0000
+_OWN: Final = "/proc/self/ns/net"
+
+
+def new_namespace() -> int:
+    """A descriptor of a new network namespace. It lives while the descriptor does. Raises KernelError.
+
+    For a process with one thread; it must end if this fails, for it may then stand in the new namespace.
+    """
+    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _libc.check(_libc.unshare(CLONE_NEWNET), "make a network namespace")
+        made = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        _enter(home)
+    finally:
+        os.close(home)
+    return made
+
+
+def netlink_in(namespace: int) -> int:
+    """A rtnetlink socket inside the namespace behind a descriptor. Raises OSError, as `new_namespace`."""
+    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _enter(namespace)
+        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        _enter(home)
+    finally:
+        os.close(home)
+    return made.detach()
+
+
+def _enter(namespace: int) -> None:
+    _libc.check(_libc.setns(namespace, CLONE_NEWNET), "enter a network namespace")
 
 
 def interfaces() -> list[str]:

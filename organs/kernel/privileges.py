@@ -42,9 +42,12 @@ def limit(nofile_max: int) -> None:
 
 
 def drop(uid: int, gid: int, capabilities: Collection[int]) -> None:
-    """Become `uid` with these capabilities (numbers) and no way to get more. Raises KernelError, OSError."""
-    assert uid > 0
-    assert gid > 0
+    """Become `uid` with these capabilities (numbers) and no way to get more. Raises KernelError, OSError.
+
+    Also uid 0 holds no more than these: the secure bits take every other meaning from it but its files.
+    """
+    assert uid >= 0
+    assert gid >= 0
     os.umask(UMASK)
     # 1 While we still hold SETPCAP: whatever is run later, it can never hold more than this.
     for number in range(CAPABILITIES_MAX):

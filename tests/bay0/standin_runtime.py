@@ -48,6 +48,13 @@ def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
             port = socket.socket(fileno=fds["device:port"])
             readers[port.fileno()] = lambda: _carry(port, control)
             del readers[control.fileno()]
+    for label, fd in fds.items():
+        if label.startswith("pair:"):
+            pair = socket.socket(fileno=fd)
+            readers[pair.fileno()] = lambda pair=pair: print(  # type: ignore[misc]  # a default is a capture
+                f"{name} {generation} hears {pair.recv(4096).decode()}", file=sys.stderr, flush=True
+            )
+            pair.send(f"{name} {generation}".encode())
     for fd in readers:
         poll.register(fd, select.POLLIN)
     os.write(status, b"R")

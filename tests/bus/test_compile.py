@@ -48,6 +48,17 @@ def test_a_broken_rule_is_refused_with_its_line(path: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.proves("INV-BUILD-1")
+@pytest.mark.parametrize("name", ["caller", "callee"])
+def test_a_stanza_without_the_bus_is_nobody_here(tmp_path: Path, name: str) -> None:
+    manifest = tmp_path / "manifest.toml"
+    quiet = {"caller": "[organs.alpha]\nbus = false", "callee": "[organs.echo]\nbus = false"}[name]
+    manifest.write_text(MANIFEST.read_text().replace(quiet.split("\n")[0], quiet))
+    text = interface("Echo", 1, '  say @0 () -> () $callers(["alpha"]) $deadlineMs(5);')
+    with pytest.raises(SchemaRefused, match="no organ of"):
+        compile_schemas(folder(tmp_path, echo=text), manifest, tmp_path / "out")
+
+
 def interface(name: str, id_: int, methods: str, port: str = "") -> str:
     return f"""@{0xC1D5B2A90F3E7700 + id_:#x};
 using import "spine.capnp".callers;
