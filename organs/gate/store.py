@@ -180,6 +180,10 @@ def _read_log(path: Path) -> bytes:
             log = file.read(LOG_READ_BYTES_MAX + 1)
     except FileNotFoundError:
         return b""
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Corrupt("the log cannot be read") from error
     if len(log) > LOG_READ_BYTES_MAX:
         raise Corrupt("the log is longer than any of ours")
     return log
@@ -282,7 +286,7 @@ class Store:
             return None
         # SQLite takes a file shorter than a page for a new database and would make it one.
         if size < PAGE_BYTES:
-            raise Corrupt(f"the file has {size} bytes")  # INV-GATE-6
+            raise Corrupt(f"the file has {size} bytes")
         # Before SQLite sees it: opening a store is recovering from its log.
         if examine and isinstance(
             verdict := writeahead.examine(_read_log(path), PAGE_BYTES), writeahead.Rotten
@@ -325,7 +329,7 @@ class Store:
                 raise Corrupt(f"{pragma} is {found}, not {expected}")
         # Once this holds, no statement of this file can fail for what the tables are.
         tables = self._connection.execute("SELECT sql FROM sqlite_schema WHERE type = 'table'").fetchall()
-        if tables != [(table,) for table in TABLES]:
+        if tables != [(table,) for table in TABLES]:  # INV-GATE-6
             raise Corrupt("the tables are not the gate's")
         rows = self._connection.execute("SELECT persona, seq, keys FROM head").fetchall()
         if len(rows) != 1 or rows[0][0] != self._persona:

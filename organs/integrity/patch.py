@@ -50,7 +50,7 @@ def apply(fd: int, entries: Sequence[Entry], changes: Sequence[Change]) -> None:
             (entry.at[counted.done_at], counted.done, change.done),
         ]
         homes = {at // SECTOR_BYTES for at, _, _ in digits}
-        if len(homes) != 1:  # INV-SLOT-2
+        if len(homes) != 1:
             raise Unpatchable(f"the counter of {entry.name} lies in two sectors")
         sectors.setdefault(homes.pop(), []).extend(digits)
     for sector, edits in sectors.items():
@@ -62,7 +62,7 @@ def _rewrite(fd: int, at: int, edits: Sequence[tuple[int, int, int]]) -> None:
     new = bytearray(old)
     for position, was, becomes in edits:
         inside = position - at
-        if old[inside : inside + 2] != bytes([ord("0") + was, 0]):
+        if old[inside : inside + 2] != bytes([ord("0") + was, 0]):  # INV-SLOT-2
             raise Unpatchable(f"byte {position} is not the digit {was}")
         new[inside] = ord("0") + becomes
     if os.pwrite(fd, new, at) != SECTOR_BYTES:
