@@ -305,46 +305,80 @@ class _Loading:
             return Type(kind, label, names=names), _Codec(functools.partial(_check_enum, names), str)
         if kind == "list":
             element, codec = self._type(type_.list.elementType, where, outer)
-            return (
-                Type(kind, f"List({element})", element=element),
-                _Codec(functools.partial(_check_list, codec), functools.partial(_read_list, codec)),
+            return Type(kind, f"List({element})", element=element), _Codec(
+                None if codec.check is None else functools.partial(_check_list, codec.check),
+                functools.partial(_read_list, codec),
+                functools.partial(_fill_list, codec),
             )
         if kind == "struct":
             struct = self._struct(int(type_.struct.typeId), where, outer)
-            return Type(kind, struct.name, fields=struct.fields), _Codec(struct.check, struct.read)
+            codec = _Codec(None, struct.read, struct.build, struct)
+            return Type(kind, struct.name, fields=struct.fields), codec
         raise SchemaError(where, f"a value of type {kind}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Codec:
-    """`check` refuses a Python value or returns it as capnp takes it; `read` turns a capnp value into ours.
+    """How a value of one type gets in and out.
 
-    `read` is None where capnp already answers with a plain value.
+    A plain value (no struct in it) is handed to capnp as `check` returns it, having refused what does not
+    fit. Others are built in place by `fill(init, key, where, value)`, where `init(key)` makes the place.
+    They are never handed over as a dict: capnp would set attributes by name, and miss a field that is named
+    like one of its own. `read` turns what capnp answers into a plain value; None where it is one already.
     """
 
-    check: Callable[[str, object], Any]
+    check: Callable[[str, object], Any] | None
     read: Callable[[Any], object] | None
+    fill: Callable[[Any, str | int, str, object], None] | None = None
+    struct: "_Struct | None" = None
 
 
 class _Struct:
     """The way in and out of one struct type."""
 
-    __slots__ = ("_checks", "_from_bytes", "_reads", "_schema", "fields", "name")
+    __slots__ = ("_from_bytes", "_members", "_readers", "_schema", "fields", "name")
 
     def __init__(self, name: str, schema: Any, fields: tuple[Field, ...], codecs: dict[str, _Codec]) -> None:
         self.name: Final = name
         self.fields: Final = fields
         self._schema = schema
         self._from_bytes = capnp._StructModule(schema, name).from_bytes
-        self._checks = tuple((name, codec.check) for name, codec in codecs.items())
-        self._reads = tuple((name, codec.read) for name, codec in codecs.items())
+        # By field, not by attribute: a field may have the name of a method of capnp's objects; and it is
+        # faster.
+        members = schema.fields
+        self._members = tuple(
+            (field.name, f"{name}.{field.name}", members[field.name], codecs[field.name]) for field in fields
+        )
+        self._readers = tuple((field.name, members[field.name], codecs[field.name].read) for field in fields)
 
     def encode(self, values: Mapping[str, object]) -> bytes:
-        checked = self.check(self.name, values)
         root = capnp._MallocMessageBuilder().init_root(self._schema)
-        for name, value in checked.items():
-            setattr(root, name, value)
+        self.fill(root, self.name, values)
         return cast(bytes, root.to_bytes())
+
+    def build(self, init: Any, key: str | int, where: str, value: object) -> None:
+        """Makes the struct at `key` of what encloses it, and fills it."""
+        self.fill(init(key), where, value)
+
+    def fill(self, builder: Any, where: str, values: object) -> None:
+        """Sets each field; what is missing, too much or wrong is refused by name."""
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{where}: a mapping is needed, not {type(values).__name__}")
+        put = builder._set_by_field
+        for name, label, member, codec in self._members:
+            if where is not self.name:
+                label = f"{where}.{name}"
+            if name not in values:
+                raise ValueError(f"{label} is missing")
+            if codec.check is not None:
+                put(member, codec.check(label, values[name]))
+            else:
+                assert codec.fill is not None
+                codec.fill(builder.init, name, label, values[name])
+        if len(values) != len(self._members):
+            known = {name for name, _, _, _ in self._members}
+            extra = sorted(str(name) for name in values if name not in known)
+            raise ValueError(f"{where}.{extra[0]} is not a field")
 
     def decode(self, body: bytes) -> dict[str, object]:
         # The one place where every exception is caught. capnp answers hostile bytes with KjException,
@@ -357,25 +391,11 @@ class _Struct:
         except Exception as error:
             raise PeerError(f"{self.name} cannot be decoded ({type(error).__name__})") from None
 
-    def check(self, where: str, values: object) -> dict[str, Any]:
-        if not isinstance(values, Mapping):
-            raise TypeError(f"{where}: a mapping is needed, not {type(values).__name__}")
-        checked = {}
-        for name, check in self._checks:
-            if name not in values:
-                raise ValueError(f"{where}.{name} is missing")
-            checked[name] = check(f"{where}.{name}", values[name])
-        if len(values) != len(checked):
-            extra = sorted(str(name) for name in values if name not in checked)
-            raise ValueError(f"{where}.{extra[0]} is not a field")
-        return checked
-
     def read(self, reader: Any) -> dict[str, object]:
-        values = {}
-        for name, read in self._reads:
-            value = getattr(reader, name)
-            values[name] = value if read is None else read(value)
-        return values
+        get = reader._get_by_field
+        return {
+            name: get(member) if read is None else read(get(member)) for name, member, read in self._readers
+        }
 
 
 def _read_list(codec: _Codec, reader: Any) -> list[object]:
@@ -383,10 +403,27 @@ def _read_list(codec: _Codec, reader: Any) -> list[object]:
     return list(reader) if read is None else [read(value) for value in reader]
 
 
-def _check_list(codec: _Codec, where: str, value: object) -> list[Any]:
+def _check_list(check: Callable[[str, object], Any], where: str, value: object) -> list[Any]:
+    return [check(f"{where}[{index}]", item) for index, item in enumerate(_listed(where, value))]
+
+
+def _fill_list(codec: _Codec, init: Any, key: str | int, where: str, value: object) -> None:
+    """Makes the list at `key` of what encloses it, and fills it; for lists with structs in them."""
+    values = _listed(where, value)
+    builder = init(key, len(values))
+    for index, item in enumerate(values):
+        label = f"{where}[{index}]"
+        if codec.struct is not None:
+            codec.struct.fill(builder[index], label, item)
+        else:
+            assert codec.fill is not None
+            codec.fill(builder.init, index, label, item)
+
+
+def _listed(where: str, value: object) -> list[object] | tuple[object, ...]:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"{where}: a list is needed, not {type(value).__name__}")
-    return [codec.check(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    return value
 
 
 def _check_integer(low: int, high: int, where: str, value: object) -> int:

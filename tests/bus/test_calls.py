@@ -10,6 +10,7 @@ import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -20,9 +21,9 @@ from hypothesis import strategies as st
 from bus.admission import CALLS_MAX
 from bus.alarm import NEVER, Alarm
 from bus.client import PENDING_MAX, Bus, Peer
-from bus.envelope import MESSAGE_MAX, Code, Envelope, Failure, Kind, pack, pack_failure
-from bus.link import CallState
+from bus.envelope import MESSAGE_MAX, Code, Envelope, Failure, Kind, pack, pack_failure, unpack
 from bus.server import Call, Handler, serve
+from bus.sockets import Listener
 from tests.bus.strategies import fields
 from tests.bus.wiring import PATIENCE_S, Callee, callee, listening, schemas
 
@@ -376,21 +377,21 @@ async def test_a_loss_is_dealt_with_before_the_answer_of_a_later_incarnation() -
 
         async with trio.open_nursery() as nursery:
             await nursery.start(peer.run)
-            async with trio.open_nursery() as life:
-                fd = bound["alpha"].fileno()
-                await life.start(serve, ECHO, Handlers().table(), {"alpha": fd}, 1)
+            with Listener(bound["alpha"].fileno()) as first:
+                route, frame = await first.receive()
+                assert frame is not None
+                first.send(route, [pack(replace(unpack(frame), generation=1))])
                 nursery.start_soon(once)
-                await until(lambda: any(p.state is CallState.SENT for p in peer._pending.values()))
-                life.cancel_scope.cancel()
+                await first.receive()
+            # No task of ours runs between the end of the first incarnation and the word of the second.
             connection = peer._connection
             assert connection is not None
-            # No task of ours runs between here and the answer.
-            if peer.generation is not None:
-                monitor = int(connection._monitor.get(zmq.FD))
-                assert select.select([monitor], [], [], PATIENCE_S)[0]
-                body = pack_failure(Failure(Code.STALE))
-                (id_,) = peer._pending
-                peer._take(pack(Envelope(kind=Kind.FAILURE, id=id_, generation=2, body=body)))
+            monitor = int(connection._monitor.get(zmq.FD))
+            assert select.select([monitor], [], [], PATIENCE_S)[0]
+            assert peer.generation == 1
+            body = pack_failure(Failure(Code.STALE))
+            (id_,) = peer._pending
+            peer._take(pack(Envelope(kind=Kind.FAILURE, id=id_, generation=2, body=body)))
             await until(lambda: bool(codes))
             nursery.cancel_scope.cancel()
         assert codes == [Code.PEER_DIED]

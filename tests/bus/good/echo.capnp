@@ -14,6 +14,8 @@ struct Leaf {
   # Its name.
   colour @1 :Colour;
   weights @2 :List(Float32);
+  which @3 :Bool;
+  # A name that capnp's own objects use for something else.
 }
 
 interface Echo {
@@ -22,11 +24,11 @@ interface Echo {
   values @0 (nothing :Void, flag :Bool, small :Int8, short :Int16, int :Int32, long :Int64,
              byte :UInt8, word :UInt16, dword :UInt32, qword :UInt64, single :Float32, double :Float64,
              text :Text, data :Data $secret, colour :Colour, leaf :Leaf, leaves :List(Leaf),
-             flags :List(Bool), texts :List(Text), datas :List(Data), deep :List(List(UInt16)))
+             flags :List(Bool), texts :List(Text), datas :List(Data), deep :List(List(UInt16)), grove :List(List(Leaf)))
     -> (nothing :Void, flag :Bool, small :Int8, short :Int16, int :Int32, long :Int64,
         byte :UInt8, word :UInt16, dword :UInt32, qword :UInt64, single :Float32, double :Float64,
         text :Text, data :Data, colour :Colour, leaf :Leaf, leaves :List(Leaf),
-        flags :List(Bool), texts :List(Text), datas :List(Data), deep :List(List(UInt16)))
+        flags :List(Bool), texts :List(Text), datas :List(Data), deep :List(List(UInt16)), grove :List(List(Leaf)))
     $callers(["alpha", "beta"]) $deadlineMs(60000) $idempotent;
   # Everything that the bus can carry.
 
