@@ -223,7 +223,8 @@ def test_the_hard_wall_stands_behind_the_quota(tmp_path: Path) -> None:
 
 @pytest.mark.proves("INV-GATE-6")
 @pytest.mark.parametrize(
-    "damage", ["empty", "short", "zero page", "zeros", "noise", "text", "half", "foreign", "no table"]
+    "damage",
+    ["empty", "short", "zero page", "zeros", "noise", "text", "half", "foreign", "no table", "other column"],
 )
 def test_a_damaged_file_is_never_an_empty_store(tmp_path: Path, damage: str) -> None:
     held = fill(tmp_path, "linda")
@@ -241,6 +242,7 @@ def test_a_damaged_file_is_never_an_empty_store(tmp_path: Path, damage: str) -> 
         "text": b"not a database\n" * 1000,
         "half": good[: len(good) // 2 // PAGE_BYTES * PAGE_BYTES],
         "foreign": foreign.read_bytes(),
+        "other column": good.replace(b"head (persona TEXT", b"head (personx TEXT"),
         "no table": good.replace(b"CREATE TABLE record", b"CREATE TABLE rec\xf0rd"),
     }[damage]
     path.write_bytes(bad)
