@@ -117,7 +117,7 @@ async def test_a_call_and_its_answer() -> None:
         assert buses["alpha"].peers["echo"].generation == 1
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(params=st.lists(fields(ECHO.methods["values"].params), min_size=1, max_size=5))
 def test_every_value_crosses_the_bus(params: list[dict[str, object]]) -> None:
     async def main() -> None:

@@ -24,7 +24,7 @@ every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.int
 
 
 @every_method
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_values_survive_the_way(method: wire.Method, data: st.DataObject) -> None:
     params = data.draw(fields(method.params))
@@ -34,7 +34,7 @@ def test_values_survive_the_way(method: wire.Method, data: st.DataObject) -> Non
 
 
 @every_method
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_mutated_bytes_are_values_or_a_peer_error(method: wire.Method, data: st.DataObject) -> None:
     body = bytearray(method.encode_results(data.draw(fields(method.results))))
