@@ -3,6 +3,7 @@ process."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -30,6 +31,7 @@ PATIENCE_S = 60
 def compiled() -> Path:
     """The folder with the compiled schemas of the test's own callee."""
     out = Path(tempfile.mkdtemp(prefix="spine-schemas-"))
+    atexit.register(shutil.rmtree, out)
     source = out / "schemas"
     source.mkdir()
     shutil.copy(ROOT / "schemas/spine.capnp", source)
