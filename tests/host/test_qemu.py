@@ -42,7 +42,7 @@ def test_the_guest_has_no_network_and_one_disk() -> None:
     assert "-nodefaults" in words
     devices = after(words, "-device")
     assert [word for word in devices if "net" in word or "blk" in word] == [
-        "virtio-blk-pci,drive=disk,bootindex=0"
+        "virtio-blk-pci,drive=disk,bootindex=0,werror=report,rerror=report"
     ]
     assert "virtserialport,chardev=port,name=spine.operator" in devices
     assert "i6300esb" in devices

@@ -82,7 +82,8 @@ def arguments(plan: Plan) -> list[str]:
     ]
     for node in nodes:
         words += ["-blockdev", json.dumps(node)]
-    words += ["-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=0"]
+    # A full host disk is an I/O error in the guest, which its gate can meet; QEMU would pause it without a word.
+    words += ["-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=0,werror=report,rerror=report"]
     words += ["-device", "virtio-gpu-pci", "-display", "gtk" if plan.display else "none"]
     words += _socket_chardev("port", plan.sockets / "port.sock")
     words += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=spine.operator"]
