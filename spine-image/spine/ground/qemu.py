@@ -82,7 +82,7 @@ def arguments(plan: Plan) -> list[str]:
     ]
     for node in nodes:
         words += ["-blockdev", json.dumps(node)]
-    # A full host disk is an I/O error in the guest, which its gate can meet; QEMU would pause it without a word.
+    # A full host disk is an I/O error that the guest can meet; by itself QEMU would pause without a word.
     words += ["-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=0,werror=report,rerror=report"]
     words += ["-device", "virtio-gpu-pci", "-display", "gtk" if plan.display else "none"]
     words += _socket_chardev("port", plan.sockets / "port.sock")
