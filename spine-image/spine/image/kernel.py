@@ -182,13 +182,15 @@ def _compile(cache: Cache, tree: Path, epoch: int, progress: Progress) -> None:
             start_new_session=True,
         )
         assert make.stdout is not None
-        steps = 0
+        steps, began = 0, time.monotonic()
         try:
             for line in make.stdout:
                 kept.write(line)
                 if line.startswith((b"  CC", b"  AS", b"  HOSTCC")):
                     steps += 1
-                    progress.note(f"{steps} of about {max(expected, steps)} files")
+                    left_s = (time.monotonic() - began) / steps * max(expected - steps, 0)
+                    left = f", about {round(left_s / 60)} min to go" if left_s > 60 else ""
+                    progress.note(f"{steps} of about {max(expected, steps)} files{left}")
             code = make.wait()
         finally:
             if make.poll() is None:
