@@ -39,6 +39,7 @@ PURE = (
     "organs/gate/verdict.py",
     "organs/integrity/fat.py",
     "organs/integrity/rearm.py",
+    "organs/netroom/plan.py",
     "organs/operator/lines.py",
     "bus/envelope.py",
 )

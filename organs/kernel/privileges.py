@@ -44,10 +44,10 @@ def limit(nofile_max: int) -> None:
 def drop(uid: int, gid: int, capabilities: Collection[int]) -> None:
     """Become `uid` with these capabilities (numbers) and no way to get more. Raises KernelError, OSError.
 
-    Also uid 0 holds no more than these: the secure bits take every other meaning from it but its files.
+    Root is for a process that is given capabilities by name: it holds no more than these either, because the
+    secure bits leave nothing to uid 0 but the files it owns.
     """
-    assert uid >= 0
-    assert gid >= 0
+    assert (uid > 0 and gid > 0) or (uid == gid == 0 and capabilities)
     os.umask(UMASK)
     # 1 While we still hold SETPCAP: whatever is run later, it can never hold more than this.
     for number in range(CAPABILITIES_MAX):

@@ -34,14 +34,16 @@ def test_each_rule_refuses(path: Path) -> None:
 
 def test_the_real_manifest() -> None:
     real = load(str(REAL))
-    assert list(real.organs) == ["gate", "integrity", "operator"]
-    gate, integrity, operator = real.organs.values()
+    assert list(real.organs) == ["gate", "integrity", "netroom", "operator"]
+    gate, integrity, netroom, operator = real.organs.values()
     assert [m.at for m in gate.mounts] == ["/persist"]
     assert gate.control is None
     assert integrity.control
     assert integrity.control.told == {"healthy"}
     assert operator.image is Image.DEVELOPMENT
-    assert not any(organ.capabilities for organ in real.organs.values())
+    assert netroom.networks == {"parking"}
+    powers = {name: organ.capabilities for name, organ in real.organs.items() if organ.capabilities}
+    assert powers == {"netroom": {"NET_ADMIN"}}
     assert gate.memory_max == 96 * 1024**2
 
 
@@ -49,7 +51,7 @@ def test_the_real_manifest_without_development() -> None:
     """Stanzas stand alone: the production image's manifest is this one with a stanza cut out."""
     text = REAL.read_text()
     start = text.index("[organs.operator]")
-    assert list(decode(text[:start]).organs) == ["gate", "integrity"]
+    assert list(decode(text[:start]).organs) == ["gate", "integrity", "netroom"]
 
 
 def test_no_organ_may_hold_what_opens_every_socket() -> None:

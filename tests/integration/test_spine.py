@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import socket
+import subprocess
 import threading
 from functools import partial
 
@@ -22,7 +23,7 @@ from spine.errors import SpineError
 from spine.ground.port import PortFailure, schemas
 from tests.integration.live import Live, spine, within
 
-ORGANS = {"gate", "integrity", "operator"}
+ORGANS = {"gate", "integrity", "netroom", "operator"}
 
 
 def test_status_follows_its_contract(live: Live) -> None:
@@ -49,6 +50,42 @@ def test_status_follows_its_contract(live: Live) -> None:
 def test_the_spine_has_no_network(live: Live) -> None:
     network = json.loads(str(live.call("operator.status")["json"]))["network"]
     assert network == {"interfaces": ["lo"], "addresses": []}
+
+
+@pytest.mark.container
+@pytest.mark.proves("INV-NET-1")
+@pytest.mark.proves("INV-NET-2")
+def test_a_link_that_appears_is_parked(container: Live) -> None:
+    enter = ["nsenter", "-t", str(container.ground.pid), "-n", "ip"]
+    pair = [
+        "link",
+        "add",
+        "eth0",
+        "up",
+        "address",
+        "02:00:00:00:00:01",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth1",
+    ]
+    subprocess.run([*enter, *pair], check=True)
+
+    def links() -> dict[object, tuple[object, object]]:
+        found = container.call("netroom.links")["links"]
+        assert isinstance(found, list)
+        return {link["name"]: (link["mac"], link["state"]) for link in found}
+
+    within("both ends parked", lambda: {"eth0", "eth1"} <= links().keys())
+    assert links()["eth0"] == ("02:00:00:00:00:01", "parked")
+    status = subprocess.run([*enter, "-br", "link"], capture_output=True, text=True, check=True).stdout
+    assert [line.split()[:2] for line in status.splitlines()] == [["lo", "DOWN"]]
+    # Another incarnation finds them where they were left.
+    before = container.table()["netroom"]
+    container.probe("kill", "netroom", 9)
+    within("netroom restarted", lambda: container.restarted("netroom", before))
+    assert {"eth0", "eth1"} <= links().keys()
 
 
 def test_a_line_put_is_got_listed_and_deleted(live: Live) -> None:

@@ -211,9 +211,10 @@ def test_dropped_powers_are_exact_and_gone_for_ever(capabilities: set[int]) -> N
         assert int(later[key], 16) == 0, key
 
 
-def test_the_drop_refuses_to_become_root() -> None:
+@pytest.mark.parametrize(("uid", "gid", "capabilities"), [(0, 2001, {21}), (2001, 0, {21}), (0, 0, set())])
+def test_the_drop_refuses_a_root_by_accident(uid: int, gid: int, capabilities: set[int]) -> None:
     with pytest.raises(AssertionError):
-        privileges.drop(0, 2001, set())
+        privileges.drop(uid, gid, capabilities)
 
 
 def test_pss_of_a_process() -> None:

@@ -1,0 +1,146 @@
+"""Links by rtnetlink: the decoder against any bytes, the requests against the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from organs.kernel import netlink, network
+from organs.kernel.netlink import Answer, Garbled, Link, Message
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """As the kernel writes one, padded."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def link_message(link: Link, sequence: int, others: list[tuple[int, bytes]]) -> bytes:
+    """A link as the kernel tells of it, with attributes that nobody here reads around it."""
+    flags = netlink.IFF_UP * link.up | netlink.IFF_LOOPBACK * link.loopback
+    body = struct.pack("=BxHiII", 0, 1, link.index, flags, 0)
+    body += b"".join(attribute(kind, value) for kind, value in others)
+    body += attribute(netlink.IFLA_IFNAME, link.name.encode() + b"\0")
+    if link.mac:
+        body += attribute(netlink.IFLA_ADDRESS, link.mac)
+    return struct.pack("=IHHII", 16 + len(body), netlink.RTM_NEWLINK, 2, sequence, 0) + body
+
+
+LINKS = st.builds(
+    Link,
+    index=st.integers(1, 2**31 - 1),
+    name=st.text("abcdefgh0123456789.@-_", min_size=1, max_size=15),
+    mac=st.binary(min_size=6, max_size=6) | st.just(b""),
+    up=st.booleans(),
+    loopback=st.booleans(),
+)
+OTHERS = st.lists(st.tuples(st.integers(100, 200), st.binary(max_size=40)), max_size=4)
+
+
+@given(st.lists(st.tuples(LINKS, OTHERS), max_size=5), st.integers(0, 2**32 - 1))
+def test_what_the_kernel_tells_is_read(
+    links: list[tuple[Link, list[tuple[int, bytes]]]], number: int
+) -> None:
+    datagram = b"".join(link_message(link, number, others) for link, others in links)
+    assert netlink.messages(datagram) == [Message(number, False, link) for link, _ in links]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_messages_or_garbled(datagram: bytes) -> None:
+    with contextlib.suppress(Garbled):
+        netlink.messages(datagram)
+
+
+@given(LINKS, st.data())
+def test_a_changed_datagram_is_messages_or_garbled(link: Link, data: st.DataObject) -> None:
+    datagram = bytearray(link_message(link, 1, [(150, b"abc")]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        datagram[data.draw(st.integers(0, len(datagram) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(Garbled):
+        netlink.messages(bytes(datagram[: data.draw(st.integers(0, len(datagram)))]))
+
+
+@pytest.mark.parametrize("name", ["", "a" * 16, "a\0b"])
+def test_what_cannot_be_a_name_is_not_sent(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name"):
+        netlink.move(1, 2, 3, name)
+
+
+def test_a_verdict() -> None:
+    refused = struct.pack("=IHHIIi", 20, netlink.NLMSG_ERROR, 0, 7, 0, -19)
+    assert netlink.messages(refused) == [Message(7, False, Answer(19))]
+    interrupted = struct.pack("=IHHIIi", 20, netlink.NLMSG_DONE, netlink.NLM_F_DUMP_INTR, 7, 0, 0)
+    assert netlink.messages(interrupted) == [Message(7, True, Answer(0))]
+
+
+@pytest.fixture(name="namespace")
+def _namespace() -> Iterator[int]:
+    made = network.new_namespace()
+    yield made
+    os.close(made)
+
+
+def ip(namespace: int, *words: str) -> str:
+    """The tool `ip` inside a namespace."""
+    command = ["nsenter", f"--net=/proc/self/fd/{namespace}", "ip", *words]
+    done = subprocess.run(command, pass_fds=[namespace], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.container
+def test_links_of_a_namespace(namespace: int) -> None:
+    before = os.readlink("/proc/self/ns/net")
+    links = netlink.through(network.netlink_in(namespace))
+    assert os.readlink("/proc/self/ns/net") == before != os.readlink(f"/proc/self/fd/{namespace}")
+    assert links.links() == [Link(1, "lo", bytes(6), False, True)]
+    ip(namespace, "link", "add", "one", "address", "02:00:00:00:00:01", "type", "veth", "peer", "name", "two")
+    ip(namespace, "link", "set", "one", "up")
+    by_name = {link.name: link for link in links.links()}
+    assert set(by_name) == {"lo", "one", "two"}
+    assert (by_name["one"].mac, by_name["one"].up) == (bytes.fromhex("020000000001"), True)
+    links.take_down("one", by_name["one"].index)
+    assert not any(link.up for link in links.links())
+    other = network.new_namespace()
+    try:
+        links.move("one", by_name["one"].index, other, "moved")
+        assert {link.name for link in links.links()} == {"lo", "two"}
+        there = netlink.through(network.netlink_in(other))
+        assert {link.name for link in there.links()} == {"lo", "moved"}
+        with pytest.raises(OSError, match="unable to take down one: No such device"):
+            links.take_down("one", by_name["one"].index)
+    finally:
+        os.close(other)
+
+
+@pytest.mark.container
+def test_many_links_come_in_several_datagrams(namespace: int) -> None:
+    links = netlink.through(network.netlink_in(namespace))
+    commands = "\n".join(f"link add v{n} type veth peer name w{n}" for n in range(60))
+    subprocess.run(
+        ["nsenter", f"--net=/proc/self/fd/{namespace}", "ip", "-batch", "-"],
+        pass_fds=[namespace],
+        input=commands.encode(),
+        check=True,
+    )
+    assert len({link.name for link in links.links()}) == 121
+
+
+@pytest.mark.container
+def test_another_process_is_not_believed() -> None:
+    """A message to our port from a port that is not the kernel's, with the very number we wait for."""
+    ours = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    ours.bind((0, 0))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as other:
+        other.bind((0, 0))
+        forged = link_message(Link(99, "forged", b"", False, False), 1, [])
+        other.sendto(forged, (ours.getsockname()[0], 0))
+    names = {link.name for link in netlink.Namespace(ours).links()}
+    assert "forged" not in names
+    assert "lo" in names
