@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from organs import layout
+from organs.kernel.syscalls import GROUPS, NOT_ON_THE_BUS
 
 # Names are parts of paths, sockets and cgroups: short, lower case, no dot and no slash.
 NAME: Final = re.compile(r"[a-z][a-z0-9]{0,14}")
@@ -142,6 +143,7 @@ class Organ:
     uid: int
     gid: int
     capabilities: frozenset[str]
+    syscalls: frozenset[str]
     memory_max: int
     pids_max: int
     nofile_max: int
@@ -332,6 +334,7 @@ def _organ(name: str, table: _Table) -> Organ:
         uid=_identity(table, "uid", root=not bus),
         gid=_identity(table, "gid", root=not bus),
         capabilities=table.words("capabilities", frozenset(CAPABILITIES) - never),
+        syscalls=table.words("syscalls", frozenset(GROUPS) - (NOT_ON_THE_BUS if bus else frozenset())),
         memory_max=_memory(table),
         pids_max=table.number("pids_max", PIDS_MIN, PIDS_MAX),
         nofile_max=table.number("nofile_max", NOFILE_MIN, NOFILE_MAX),

@@ -29,7 +29,7 @@ from organs.bay0.request import (
     Request,
     decode_request,
 )
-from organs.kernel import mounts, network, privileges, processes
+from organs.kernel import mounts, network, privileges, processes, seccomp
 from organs.manifest import CAPABILITIES, Organ, load
 
 # The descriptors bay0 starts us with, besides the standard three.
@@ -109,7 +109,8 @@ def _give_up(organ: Organ, fds: Mapping[str, int]) -> None:
     privileges.limit(organ.nofile_max)
     privileges.close_all_but({0, 1, 2, *fds.values()})
     privileges.drop(organ.uid, organ.gid, {CAPABILITIES.index(name) for name in organ.capabilities})
-    # The place of the seccomp filter: last, because each step above needs a call that it would refuse.
+    # Last, because each step above needs a call that it refuses.
+    seccomp.confine(organ.syscalls)  # INV-PRIV-2
 
 
 if __name__ == "__main__":

@@ -53,6 +53,40 @@ class CloneArgs(ctypes.Structure):
     )
 
 
+class FilterProgram(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", c_void_p))
+
+
+# void handler(int, siginfo_t *, void *)
+SignalHandler = ctypes.CFUNCTYPE(None, c_int, c_void_p, c_void_p)
+
+
+class SignalAction(ctypes.Structure):
+    """struct sigaction of the C library; an empty mask."""
+
+    _fields_ = (
+        ("handler", SignalHandler),
+        ("mask", ctypes.c_uint64 * 16),
+        ("flags", c_uint),
+        ("restorer", c_void_p),
+    )
+
+
+class RefusedCall(ctypes.Structure):
+    """siginfo_t of asm-generic/siginfo.h, as seccomp fills it."""
+
+    _fields_ = (
+        ("signal", c_int),
+        ("error", c_int),
+        ("code", c_int),
+        ("address", c_void_p),
+        ("number", c_int),
+        ("architecture", c_uint),
+    )
+
+
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 # A PyDLL call keeps the interpreter lock. clone3 needs that: the child must own the lock it wakes up with.
 LIBC_LOCKED: Final = ctypes.PyDLL(None, use_errno=True)
@@ -73,6 +107,10 @@ close_range = LIBC.close_range
 close_range.argtypes, close_range.restype = (c_uint, c_uint, c_int), c_int
 reboot = LIBC.reboot
 reboot.argtypes, reboot.restype = (c_int,), c_int
+sigaction = LIBC.sigaction
+sigaction.argtypes, sigaction.restype = (c_int, POINTER(SignalAction), c_void_p), c_int
+raise_signal = LIBC_LOCKED["raise"]
+raise_signal.argtypes, raise_signal.restype = (c_int,), c_int
 pthread_self = LIBC.pthread_self
 pthread_self.argtypes, pthread_self.restype = (), c_void_p
 

@@ -47,6 +47,7 @@ image = "development"
 uid = {uid}
 gid = {uid}
 capabilities = []
+syscalls = ["base", "memory", "threads", "clock", "wait", "descriptors", "bus", "files-read"]
 memory_max = "64 MiB"
 pids_max = 8
 nofile_max = 128
@@ -78,7 +79,7 @@ def until(what: str, ask: Callable[[], T | None]) -> T:
         try:
             if answer := ask():
                 return answer
-        except (FileNotFoundError, ProcessLookupError, json.JSONDecodeError):
+        except (FileNotFoundError, ProcessLookupError, IndexError, json.JSONDecodeError):
             pass
         assert time.monotonic() < end, f"it never happened: {what}"
         time.sleep(0.005)

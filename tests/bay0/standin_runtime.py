@@ -29,14 +29,12 @@ def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
     beat_ms = load(layout.MANIFEST).spine.heartbeat_ms
     status = fds["status"]
     if name == "late":
-        while True:
-            signal.pause()
+        select.select([], [], [])
     if name == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if name == "forker" and os.fork() == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        while True:
-            signal.pause()
+        select.select([], [], [])
     poll = select.poll()
     readers: dict[int, Callable[[], None]] = {}
     if "control" in fds:

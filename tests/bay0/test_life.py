@@ -106,6 +106,7 @@ def test_an_organ_has_the_powers_of_its_stanza_and_no_others(tmp_path: Path, dis
                 assert int(facts[key], 16) == mask, (name, key)
             assert int(facts["CapInh"], 16) == int(facts["CapAmb"], 16) == 0
             assert facts["NoNewPrivs"] == "1"
+            assert facts["Seccomp"] == "2"
             assert facts["Threads"] == "1"
             links = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
             assert links[0] == "/dev/null"
@@ -227,7 +228,8 @@ def test_never_getting_ready_ends_in_panic_too(tmp_path: Path) -> None:
 
 @pytest.mark.proves("INV-REAP-2")
 def test_what_an_organ_made_dies_with_it(tmp_path: Path) -> None:
-    with running(tmp_path, stanza("forker", 2104), OPERATOR) as spine:
+    forker = stanza("forker", 2104, 'bus = false\npair = "alpha"').replace('["base"', '["children", "base"')
+    with running(tmp_path, forker, ALPHA) as spine:
         spine.wait_ready("forker")
         procs = spine.cgroup / "organs/forker/cgroup.procs"
 
