@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine import paths
-from spine.errors import SpineError
+from spine.errors import Exit, SpineError
 from spine.image import commands, disk, inputs, kernel, keys, root, slot, uki, verity
 from spine.image.cache import Cache, digest, file_digest
 from spine.image.sources import Sources
@@ -150,13 +150,21 @@ def _root(plan: _Plan) -> tuple[Path, str]:
 
 def _compile_schemas(sources: Sources, copy: Path, compiled: Path) -> None:
     # Imported only here: a build that has its root already needs neither the compiler nor the bus.
-    from bus.compile import compile_schemas
+    from bus.compile import SchemaRefused, compile_schemas
 
     for path in (*sources.files("schemas"), "organs/manifest.toml"):
         target = copy / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(sources.read(path))
-    compile_schemas(copy / "schemas", copy / "organs/manifest.toml", compiled)
+    try:
+        compile_schemas(copy / "schemas", copy / "organs/manifest.toml", compiled)
+    except SchemaRefused as error:
+        raise SpineError(
+            "the schemas cannot be compiled",
+            str(error),
+            "$EDITOR schemas/   # then ./spine build",
+            Exit.REFUSED,
+        ) from error
 
 
 def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> None:
