@@ -38,6 +38,7 @@ from bus.envelope import (
 )
 from bus.link import Action, CallState, Event, decide
 from bus.sockets import Connection
+from bus.tap import Side, Tap
 from bus.wire import Interface, Method, Schemas
 
 SOCKETS: Final = "/run/spine/bus"
@@ -68,8 +69,9 @@ class _Pending:
 class Peer:
     """The way to one callee. `run` must be running for calls to get anywhere."""
 
-    def __init__(self, interface: Interface, path: str) -> None:
+    def __init__(self, interface: Interface, path: str, tap: Tap | None = None) -> None:
         self.interface: Final = interface
+        self._tap = tap
         self.generation: int | None = None
         """The callee's, while it is there and has said so."""
         self.nonsense = 0
@@ -179,6 +181,8 @@ class Peer:
             envelope = self._answers.add(unpack(frame))
             if envelope is None:
                 return
+            if self._tap is not None:
+                self._tap.show(Side.RECEIVED, self.interface.name, envelope)
             match envelope.kind:
                 case Kind.REPLY | Kind.FAILURE:
                     self._answered(envelope)
@@ -245,6 +249,8 @@ class Peer:
 
     def _send(self, envelope: Envelope) -> None:
         assert self._connection is not None
+        if self._tap is not None:
+            self._tap.show(Side.SENT, self.interface.name, envelope)
         self._connection.send(frames(envelope))
 
 
@@ -289,9 +295,11 @@ async def _call(
 class Bus:
     """Everything one organ may call: an attribute for each callee that the schemas allow it."""
 
-    def __init__(self, schemas: Schemas, caller: str, directory: str = SOCKETS) -> None:
+    def __init__(
+        self, schemas: Schemas, caller: str, directory: str = SOCKETS, tap: Tap | None = None
+    ) -> None:
         self.peers: Final[dict[str, Peer]] = {
-            name: Peer(interface, str(PurePosixPath(directory, f"{name}.{caller}")))
+            name: Peer(interface, str(PurePosixPath(directory, f"{name}.{caller}")), tap)
             for name, interface in schemas.interfaces.items()
             if any(caller in method.callers for method in interface.methods.values())
         }

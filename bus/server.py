@@ -30,6 +30,7 @@ from bus.envelope import (
     unpack,
 )
 from bus.sockets import BATCH, Listener
+from bus.tap import Side, Tap
 from bus.wire import Interface, Method
 
 UNFINISHED_MAX: Final = 4
@@ -59,6 +60,7 @@ async def serve(
     listeners: Mapping[str, int],
     generation: int,
     *,
+    tap: Tap | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answers the calls of an interface until cancelled.
@@ -72,7 +74,7 @@ async def serve(
     methods = {method.ordinal: (method, handlers[name]) for name, method in interface.methods.items()}
     async with trio.open_nursery() as nursery:
         for caller, listening_fd in listeners.items():
-            desk = _Desk(caller, interface.id, methods, generation)
+            desk = _Desk(caller, interface.id, methods, generation, tap)
             await nursery.start(desk.run, listening_fd)
         task_status.started()
         await trio.sleep_forever()
@@ -116,7 +118,9 @@ class _Desk:
         interface_id: int,
         methods: Mapping[int, tuple[Method, Handler]],
         generation: int,
+        tap: Tap | None,
     ) -> None:
+        self._tap = tap
         self._caller = caller
         self._interface_id = interface_id
         self._methods = methods
@@ -223,6 +227,8 @@ class _Desk:
         return whole
 
     def _admit(self, route: bytes, call: Envelope) -> _Work | None:
+        if self._tap is not None:
+            self._tap.show(Side.RECEIVED, self._caller, call)
         known = self._methods.get(call.ordinal) if call.interface == self._interface_id else None
         verdict = admit(
             call,
@@ -277,17 +283,15 @@ class _Desk:
         self._answer(route, to, Kind.FAILURE, pack_failure(failure))
 
     def _answer(self, route: bytes, to: Envelope, kind: Kind, body: bytes) -> None:
-        self._listener.send(
-            route,
-            frames(
-                Envelope(
-                    kind=kind,
-                    id=to.id,
-                    generation=self._generation,
-                    interface=to.interface,
-                    ordinal=to.ordinal,
-                    attempt=to.attempt,
-                    body=body,
-                )
-            ),
+        answer = Envelope(
+            kind=kind,
+            id=to.id,
+            generation=self._generation,
+            interface=to.interface,
+            ordinal=to.ordinal,
+            attempt=to.attempt,
+            body=body,
         )
+        if self._tap is not None:
+            self._tap.show(Side.SENT, self._caller, answer)
+        self._listener.send(route, frames(answer))

@@ -41,6 +41,8 @@ executed."""
 OUT_FRAMES_MAX: Final = 4096
 """Frames that wait for a peer before we stop listening to it. A caller that reads its answers never gets
 there: its calls under way have at most 1152 frames of answers, and a refusal is one frame."""
+RECORDS_MAX: Final = 256
+"""Records of the tap that wait for a listener that is slow; it loses those beyond, and counts them."""
 BATCH: Final = 8
 """Frames that a connection delivers before other tasks get their turn."""
 RECONNECT_MS: Final = 5
@@ -173,16 +175,9 @@ class Listener(_Link):
 
     def __init__(self, listening_fd: int) -> None:
         """Takes over a listening AF_UNIX socket; the descriptor itself stays the caller's to close."""
-        own = os.dup(listening_fd)
-        with socket.socket(fileno=os.dup(listening_fd)) as listening:
-            path = listening.getsockname()
-        # A connection may be gone between libzmq's poll and its accept; its only thread must not wait there.
-        os.set_blocking(own, False)
         router = _open(zmq.ROUTER)
         router.set(zmq.ROUTER_MANDATORY, 1)  # A full queue or a gone peer is told, not dropped silently.
-        router.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        router.set(zmq.USE_FD, own)  # libzmq neither binds nor unlinks; it closes the copy.
-        router.bind(f"ipc://{path}")
+        _bind(router, listening_fd)
         super().__init__(router)
         self._out: dict[bytes, deque[bytes]] = {}
         self._out_bytes = 0
@@ -211,7 +206,6 @@ class Listener(_Link):
         """Sends the frames of one message to that connection; forgets them when it is gone. Never blocks."""
         waiting = self._out.get(route)
         for frame in frames:
-            # A recorder of what this organ sends belongs here and in `Connection.send`.
             if waiting is not None:
                 waiting.append(frame)
                 self._out_bytes += len(frame)
@@ -344,6 +338,82 @@ class Connection(_Link):
         except zmq.Again:
             return False
         return True
+
+
+class Publisher(_Link):
+    """Where records of the tap leave: to all who are connected, and to nobody when nobody is.
+
+    Never waits: a listener whose queue is full loses records.
+    """
+
+    __slots__ = ("wanted",)
+
+    def __init__(self, listening_fd: int) -> None:
+        """Takes over a listening AF_UNIX socket; the descriptor itself stays the caller's to close."""
+        publisher = _open(zmq.XPUB)
+        publisher.set(zmq.SNDHWM, RECORDS_MAX)
+        super().__init__(publisher)
+        _bind(publisher, listening_fd)
+        self.wanted = False
+        """Whether anybody listens."""
+
+    def publish(self, record: bytes) -> None:
+        """Give it to all who listen."""
+        try:
+            self._socket.send(record, _DONTWAIT)
+        except zmq.Again:
+            return
+        self._sent(True)
+
+    async def run(self) -> None:
+        """Keep `wanted` true while somebody listens, until cancelled."""
+        while True:
+            await self._arrival()
+            # XPUB says \x01 for the first who comes and \x00 for the last who goes.
+            news = self._receive(_DONTWAIT)
+            if news is not None and self._whole():
+                self.wanted = news[:1] == b"\x01"
+
+    def _flush(self) -> bool:
+        return True
+
+
+class Subscriber(_Link):
+    """One listener to the records of one organ."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str, record_max: int) -> None:
+        subscriber = _open(zmq.SUB)
+        subscriber.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        subscriber.set(zmq.MAXMSGSIZE, record_max)
+        subscriber.set(zmq.RCVHWM, RECORDS_MAX)
+        subscriber.set(zmq.SUBSCRIBE, b"")
+        super().__init__(subscriber)
+        subscriber.connect(f"ipc://{path}")
+
+    async def receive(self) -> bytes:
+        """The next record."""
+        while True:
+            await self._arrival()
+            record = self._receive(_DONTWAIT)
+            if record is not None and self._whole():
+                return record
+
+    def _flush(self) -> bool:
+        return True
+
+
+def _bind(opened: Socket, listening_fd: int) -> None:
+    """Let a socket accept on a listening AF_UNIX socket. libzmq neither binds nor unlinks."""
+    own = os.dup(listening_fd)
+    with socket.socket(fileno=os.dup(listening_fd)) as listening:
+        path = listening.getsockname()
+    # A connection may be gone between libzmq's poll and its accept; its only thread must not wait there.
+    os.set_blocking(own, False)
+    opened.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    opened.set(zmq.USE_FD, own)
+    opened.bind(f"ipc://{path}")
 
 
 def _number(option: int | bytes) -> int:

@@ -37,7 +37,11 @@ SLOT_B: Final = "slot-b"
 PERSONAS: Final = "personas"
 PERSIST_DEVICE: Final = "persist"
 PORT: Final = "port"
-PORT_NAME: Final = "spine.operator"
+TAP_PORT: Final = "tap-port"
+PORT_NAMES: Final = {PORT: "spine.operator", TAP_PORT: "spine.tap"}
+
+# In the place of a caller: who may watch what an organ sends and receives. No organ has this name.
+TAP: Final = "tap"
 
 # The network namespace in which every NIC waits.
 PARKING: Final = "parking"

@@ -26,7 +26,7 @@ from organs.kernel.syscalls import GROUPS, NOT_ON_THE_BUS
 # Names are parts of paths, sockets and cgroups: short, lower case, no dot and no slash.
 NAME: Final = re.compile(r"[a-z][a-z0-9]{0,14}")
 # Names that mean something else where organ names are used.
-RESERVED: Final = frozenset({"bay0", "zygote", "host", "kernel", "runtime", "layout", "manifest"})
+RESERVED: Final = frozenset({"bay0", "zygote", "host", "kernel", "runtime", "layout", "manifest", layout.TAP})
 # Above the system's own ids, below the ranges that rooms get.
 UID_MIN, UID_MAX = 2000, 2999
 # One hour: a wait longer than that is a slip of the keyboard.
@@ -41,11 +41,11 @@ SUMMARY_CHARS_MAX = 100
 MEMORY: Final = re.compile(r"([1-9][0-9]{0,6}) (KiB|MiB|GiB)")
 UNITS: Final = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
-# The block devices of the disk, and the port. A manifest can hand out these and nothing else.
+# The block devices of the disk, and the ports. A manifest can hand out these and nothing else.
 BLOCK_DEVICES: Final = frozenset(
     {layout.ESP, layout.SLOT_A, layout.SLOT_B, layout.PERSONAS, layout.PERSIST_DEVICE}
 )
-DEVICES: Final = BLOCK_DEVICES | {layout.PORT}
+DEVICES: Final = BLOCK_DEVICES | frozenset(layout.PORT_NAMES)
 FILE_SYSTEMS: Final = frozenset({"ext4"})
 ASKS: Final = frozenset({"reboot", "poweroff", "probe"})
 TOLD: Final = frozenset({"healthy"})
@@ -133,8 +133,8 @@ class Control:
 class Organ:
     """One stanza: every power of one organ. `memory_max` is in bytes.
 
-    Without `bus` it is no organ but a process that is supervised like one: it hears nobody but the organ of
-    its `pair`, which is why it may be root.
+    `taps`: it may watch what every organ sends and receives. Without `bus` it is no organ but a process that
+    is supervised like one: it hears nobody but the organ of its `pair`, which is why it may be root.
     """
 
     name: str
@@ -153,6 +153,7 @@ class Organ:
     bus: bool
     pair: str | None
     networks: frozenset[str]
+    taps: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,12 +345,15 @@ def _organ(name: str, table: _Table) -> Organ:
         bus=bus,
         pair=table.take("pair", str) if table.has("pair") else None,
         networks=table.words("networks", NETWORKS) if table.has("networks") else frozenset(),
+        taps=table.take("taps", bool) if table.has("taps") else False,
     )
     table.end()
     if organ.gid != organ.uid:
         raise table.refuse("gid", "must be the uid: the bus knows a caller by its group")
     if organ.control and "probe" in organ.control.asks and organ.image is not Image.DEVELOPMENT:
         raise table.refuse("control", "probes are for organs of the development image")
+    if organ.taps and organ.image is not Image.DEVELOPMENT:
+        raise table.refuse("taps", "the tap is for organs of the development image")  # INV-TAP-3
     if not bus and organ.pair is None:
         raise table.refuse("bus", "without the bus it needs a pair: nobody could ask it for anything")
     if not bus and organ.control:

@@ -20,11 +20,12 @@ import socket
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import NoReturn, Protocol, cast
 
 import trio
 
-from bus import client, server, wire
+from bus import client, server, sockets, tap, wire
 from organs import layout
 from organs.manifest import Manifest, load
 
@@ -36,6 +37,8 @@ EXIT_KERNEL = 111
 CONTROL_BYTES_MAX = 4096
 # Words of bay0 not yet read by the organ. There is one word a boot today.
 WORDS_MAX = 8
+# The listener of the tap among the descriptors.
+TAP = "listen:tap"
 # How long bay0 may take to answer on the control socket: it answers from its loop, without waiting.
 CONTROL_DEADLINE_S = 10.0
 
@@ -103,7 +106,10 @@ class Spine(Place):
     def __init__(self, name: str, generation: int, fds: Mapping[str, int], heartbeat_ms: int) -> None:
         super().__init__(name, generation, fds, heartbeat_ms)
         self.schemas = wire.load(layout.SCHEMAS)
-        self.bus = client.Bus(self.schemas, name, layout.BUS)
+        # The tap exists where bay0 handed over a listener for it: in the development image.
+        self._publisher = sockets.Publisher(fds[TAP]) if TAP in fds else None
+        self._tap = tap.Tap(name, self.schemas, self._publisher) if self._publisher else None
+        self.bus = client.Bus(self.schemas, name, layout.BUS, self._tap)
         self._control: trio.socket.SocketType | None = None
         self._words_in, self._words_out = trio.open_memory_channel[str](WORDS_MAX)
         self._answers_in, self._answers_out = trio.open_memory_channel[dict[str, object]](1)
@@ -116,10 +122,13 @@ class Spine(Place):
         """
         interface = self.schemas.interfaces[self.name]
         listeners = {
-            label.removeprefix("listen:"): fd for label, fd in self.fds.items() if label.startswith("listen:")
+            label.removeprefix("listen:"): fd
+            for label, fd in self.fds.items()
+            if label.startswith("listen:") and label != TAP
         }
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve, interface, handlers, listeners, self.generation)
+            serve = partial(server.serve, tap=self._tap)
+            await nursery.start(serve, interface, handlers, listeners, self.generation)
             self.ready()
 
     async def told(self) -> AsyncIterator[str]:
@@ -175,6 +184,8 @@ class Spine(Place):
             nursery.start_soon(self._beat)
             nursery.start_soon(self._hear)
             nursery.start_soon(self._stop_on_signal, nursery.cancel_scope)
+            if self._publisher is not None:
+                nursery.start_soon(self._publisher.run)
             await nursery.start(self.bus.run)
             await main(self)
             raise RuntimeError(f"{self.name}: main returned; an organ serves until it is stopped")

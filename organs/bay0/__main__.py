@@ -209,7 +209,7 @@ class Bay0:
     def _finish(self, word: str) -> NoReturn:
         """Nothing of ours runs any more. Let go of the disks, then of the machine."""
         for device in self._mounted:
-            held = blocks.in_use(self._ground.devices[device])
+            held = blocks.in_use(self._ground.devices[device])  # INV-STATE-2
             self._report.stage(f"{device}.{'in-use' if held else 'unmounted'}")
         os.sync()
         self._report.stage(word)

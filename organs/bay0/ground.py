@@ -31,7 +31,7 @@ class GroundRefused(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Where we run. `devices` maps a manifest's device names to nodes; `port_fd` replaces the port's node."""
+    """Where we run. `devices` maps a manifest's names to nodes; `port_fd` replaces the ports' nodes."""
 
     kind: str
     devices: Mapping[str, str]
@@ -43,7 +43,7 @@ class Ground:
 
     def open(self, name: str, mode: str) -> int:
         """A descriptor of a device for one incarnation of an organ. Raises OSError."""
-        if name == layout.PORT and self.port_fd is not None:
+        if name in layout.PORT_NAMES and self.port_fd is not None:
             return os.dup(self.port_fd)
         flags = os.O_RDWR if mode == "rw" else os.O_RDONLY
         return os.open(self.devices[name], flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -62,7 +62,7 @@ def find(wanted: Iterable[str]) -> Ground:
         ground = _machine(wanted)
     if ground.port_fd is not None:
         os.set_inheritable(ground.port_fd, False)
-    present = set(ground.devices) | ({layout.PORT} if ground.port_fd is not None else set())
+    present = set(ground.devices) | (set(layout.PORT_NAMES) if ground.port_fd is not None else set())
     if absent := wanted - present - set(ground.missing):
         raise GroundRefused(f"there is no device {', '.join(sorted(absent))}")
     return ground
@@ -73,8 +73,9 @@ def _machine(wanted: set[str]) -> Ground:
     deadline_ns = time.monotonic_ns() + DEVICES_DEADLINE_MS * 1_000_000
     while True:
         devices = blocks.by_partition_name()
-        if port := blocks.virtio_port(layout.PORT_NAME):
-            devices[layout.PORT] = port
+        for name, port_name in layout.PORT_NAMES.items():
+            if port := blocks.virtio_port(port_name):
+                devices[name] = port
         if wanted <= devices.keys() or time.monotonic_ns() > deadline_ns:
             break
         time.sleep(DEVICES_POLL_MS / 1000)

@@ -56,6 +56,9 @@ def bind(pairs: list[tuple[str, str]], organs: Mapping[str, Organ]) -> dict[str,
     for callee, caller in pairs:
         if callee in speaking and caller in speaking:  # INV-BUILD-1
             listeners[callee][caller] = _listen(layout.bus_socket(callee, caller), organs[caller].gid)
+    for tapper in (organ for organ in organs.values() if organ.taps):
+        for name in sorted(speaking):
+            listeners[name][layout.TAP] = _listen(layout.bus_socket(name, layout.TAP), tapper.gid)
     return listeners
 
 

@@ -97,7 +97,7 @@ async def listen(spine: Spine, fd: int | None) -> None:
             say("healthy; no ESP here, so no counter to arm")
         else:
             try:
-                say(await trio.to_thread.run_sync(arm, fd, running().slot))
+                say(await trio.to_thread.run_sync(arm, fd, running().slot))  # INV-SLOT-4
             except (BadVolume, patch.Unpatchable, patch.NotWritten, OSError) as error:
                 say(f"unable to arm the boot counter: {error}")
 

@@ -25,6 +25,8 @@ from typing import Protocol
 import trio
 
 from bus.envelope import Code, Envelope, Failure, Kind, PeerError, pack, pack_failure, unpack
+from bus.sockets import Subscriber
+from bus.tap import RECORD_MAX
 from bus.wire import Method
 from organs import layout
 from organs.kernel import network
@@ -109,12 +111,16 @@ class Session:
             "log": self._log,
             "probe": self._probe,
             "power": self._power,
+            "tap": self._tap,
         }
+        self._taps: set[str] = set()
+        self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
         """Until the client has gone or stops reading."""
         splitter = Splitter()
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             while data := await self._stream.read():
                 for line in splitter.feed(data):
                     await self._slots.acquire()
@@ -123,14 +129,16 @@ class Session:
 
     async def _line(self, line: bytes | Oversized) -> None:
         try:
-            answer = await self._answer(line)
-            with trio.fail_after(WRITE_DEADLINE_S):
-                async with self._writing:
-                    await self._stream.write(base64.b64encode(pack(answer)) + b"\n")
+            await self._send(await self._answer(line))
         except (trio.TooSlowError, trio.BrokenResourceError, BrokenPipeError):
             pass  # the client has gone or does not read; its stream ends by itself
         finally:
             self._slots.release()
+
+    async def _send(self, envelope: Envelope) -> None:
+        with trio.fail_after(WRITE_DEADLINE_S):
+            async with self._writing:
+                await self._stream.write(base64.b64encode(pack(envelope)) + b"\n")
 
     async def _answer(self, line: bytes | Oversized) -> Envelope:
         if isinstance(line, Oversized):
@@ -212,6 +220,26 @@ class Session:
             raise Failure(Code.REFUSED, str(answer["error"]))
         return {"json": json.dumps(answer["ok"])}
 
+    async def _tap(self, _params: dict[str, object]) -> dict[str, object]:
+        """From now until this client goes, every record of every organ is an EVENT to it."""
+        assert self._nursery is not None
+        for name in self._spine.schemas.interfaces:
+            if name not in self._taps:
+                self._taps.add(name)
+                self._nursery.start_soon(self._watch, name)
+        return {}
+
+    async def _watch(self, name: str) -> None:
+        with Subscriber(layout.bus_socket(name, layout.TAP), RECORD_MAX) as subscriber:
+            while True:
+                record = await subscriber.receive()
+                try:
+                    await self._send(Envelope(kind=Kind.EVENT, id=0, body=record))
+                except (trio.BrokenResourceError, BrokenPipeError):
+                    return  # the client has gone
+                except trio.TooSlowError:
+                    continue  # lost to this client, who counts it by the record's number
+
     async def _power(self, params: dict[str, object]) -> dict[str, object]:
         action = params["action"]
         if action not in ("reboot", "poweroff"):
@@ -249,11 +277,16 @@ async def _device(spine: Spine, fd: int) -> None:
                 await changes.__anext__()
 
 
-async def main(spine: Spine) -> None:
-    """Serve the port. Ready at once: callers of the port find out about each organ by calling it."""
-    fd = spine.fds["device:port"]
-    spine.ready()
+async def _port(spine: Spine, fd: int) -> None:
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         await _listen(spine, fd)
     else:
         await _device(spine, fd)
+
+
+async def main(spine: Spine) -> None:
+    """Serve the ports. Ready at once: callers of a port find out about each organ by calling it."""
+    spine.ready()
+    async with trio.open_nursery() as nursery:
+        for name in (layout.PORT, layout.TAP_PORT):
+            nursery.start_soon(_port, spine, spine.fds[f"device:{name}"])

@@ -74,3 +74,13 @@ def test_shuffled_lines_never_end_in_another_error(one: int, other: int) -> None
     lines[one], lines[other] = lines[other], lines[one]
     with contextlib.suppress(ManifestRefused):
         decode("\n".join(lines))
+
+
+@pytest.mark.proves("INV-TAP-3")
+def test_only_an_organ_of_the_development_image_may_tap() -> None:
+    text = REAL.read_text()
+    assert [organ.name for organ in load(str(REAL)).organs.values() if organ.taps] == ["operator"]
+    stanza = text.index("[organs.operator]")
+    in_production = text[:stanza] + text[stanza:].replace('"development"', '"production"', 1)
+    with pytest.raises(ManifestRefused):
+        decode(in_production)

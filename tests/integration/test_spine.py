@@ -249,7 +249,7 @@ def test_a_flood_of_calls_is_answered_one_by_one(live: Live) -> None:
     assert ends_of(live, calls).keys() >= calls.keys()
 
 
-@pytest.mark.proves("INV-BOOT-1")
+@pytest.mark.proves("INV-REAP-3")
 @pytest.mark.parametrize("name", ["gate", "zygote"])
 def test_a_killed_process_comes_back_and_no_call_hangs(live: Live, name: str) -> None:
     live.call("gate.put", persona="killed", key=b"before", value=name.encode())

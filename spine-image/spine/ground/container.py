@@ -22,7 +22,7 @@ from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground import cgroups, disk, gpt, keeper, state
 from spine.ground.console import LOOK_S, BootError, Console, OnStage, nobody
-from spine.ground.port import Port
+from spine.ground.port import HELLO_S, Port
 from spine.ground.stages import Stage, last_lines
 
 # From the first process to an operator that answers: about a second; other work may run beside.
@@ -83,6 +83,11 @@ class Container:
     def port_path(self) -> Path:
         """The unix socket of the operator's port."""
         return self.sockets / "port.sock"
+
+    @property
+    def tap_path(self) -> Path:
+        """The same socket: here it has any number of clients."""
+        return self.port_path
 
     @property
     def cgroup(self) -> str:
@@ -195,7 +200,7 @@ class Container:
 
     def port(self, deadline_s: float | None = None) -> Port:
         """A connection to the operator's port."""
-        return Port(self.port_path) if deadline_s is None else Port(self.port_path, deadline_s=deadline_s)
+        return Port(self.port_path, deadline_s=HELLO_S if deadline_s is None else deadline_s, shared=True)
 
     def stop(self, deadline_s: float = STOP_S) -> bool:
         """Ask bay0 to shut down (SIGTERM), end everything after the deadline; True when it was orderly."""

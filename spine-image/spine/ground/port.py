@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +69,10 @@ FIXES = {
 FIX_OTHERWISE = "./spine call   (lists what may be called, and with what)"
 
 
+# Longer than anybody watches a tap.
+EVER_S = 10.0**9
+
+
 class PortFailure(SpineError):
     """The spine answered with a failure; `failure.code` says which."""
 
@@ -86,6 +91,11 @@ def schemas() -> "Schemas":
     """The tree's schemas, compiled once for each state of their files and kept in the cache. SpineError."""
     from bus import wire
 
+    return wire.load(schemas_file())
+
+
+def schemas_file() -> Path:
+    """The compiled schemas of the tree. SpineError."""
     directory = paths.ROOT / "schemas"
     manifest = paths.ROOT / "organs" / "manifest.toml"
     digest = hashlib.sha256()
@@ -94,22 +104,34 @@ def schemas() -> "Schemas":
     made = paths.cache() / f"schemas-{digest.hexdigest()[:16]}"
     if not (made / "schemas.cgr").is_file():
         _compile(directory, manifest, made)
-    return wire.load(made / "schemas.cgr")
+    return made / "schemas.cgr"
 
 
 class Port:
     """One connection to the operator's port. Use as a context manager; not for several threads."""
 
-    def __init__(self, path: Path, *, deadline_s: float = HELLO_S, table: "Schemas | None" = None) -> None:
-        """Connect and say hello. SpineError: nobody listens (3), no answer in time (124)."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        deadline_s: float = HELLO_S,
+        table: "Schemas | None" = None,
+        shared: bool = False,
+    ) -> None:
+        """Connect and say hello. SpineError: nobody listens (3), no answer in time (124).
+
+        `shared`: the port takes several clients at a time, so nobody has to wait for the others.
+        """
         self._path = path
         self._table = table
         self._buffer = b""
+        self._events: deque[bytes] = deque()
         self._lock = contextlib.ExitStack()
         self.generation = 0
         end = time.monotonic() + deadline_s
         try:
-            self._lock_port(end)
+            if not shared:
+                self._lock_port(end)
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._lock.callback(self._socket.close)
             self._connect(end)
@@ -167,6 +189,9 @@ class Port:
         self._send(envelope, end)
         while True:
             answer = self._receive(end, asked)
+            if answer.kind is Kind.EVENT:
+                self._events.append(answer.body)
+                continue
             if answer.id != envelope.id and not (answer.id == 0 and answer.kind is Kind.FAILURE):
                 continue  # the answer to a call that gave up
             if answer.kind is Kind.FAILURE:
@@ -176,6 +201,17 @@ class Port:
                     return method.decode_results(answer.body)
                 except PeerError as error:
                     raise _broken(asked, str(error)) from error
+
+    def event(self, end: float | None) -> bytes | None:
+        """The body of the next event; None when the time (time.monotonic) is up. SpineError when it broke."""
+        while not self._events:
+            line = self._line(time.monotonic() + EVER_S if end is None else end)
+            if line is None:
+                return None
+            envelope = _envelope(line)
+            if envelope is not None and envelope.kind is Kind.EVENT:
+                self._events.append(envelope.body)
+        return self._events.popleft()
 
     def _lock_port(self, end: float) -> None:
         file = self._lock.enter_context(self._path.with_suffix(".lock").open("w", encoding="ascii"))

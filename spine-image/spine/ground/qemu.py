@@ -86,7 +86,9 @@ def arguments(plan: Plan) -> list[str]:
     words += ["-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=0,werror=report,rerror=report"]
     words += ["-device", "virtio-gpu-pci", "-display", "gtk" if plan.display else "none"]
     words += _socket_chardev("port", plan.sockets / "port.sock")
+    words += _socket_chardev("tap", plan.sockets / "tap.sock")
     words += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=spine.operator"]
+    words += ["-device", "virtserialport,chardev=tap,name=spine.tap"]
     words += _socket_chardev("qmp", plan.sockets / "qmp.sock")
     words += ["-mon", "chardev=qmp,mode=control"]
     words += ["-chardev", f"file,id=serial,path={_comma(plan.serial)}", "-serial", "chardev:serial"]
@@ -174,7 +176,7 @@ class Machine:
         if variables is None:
             variables = self.directory / "vars.fd"
             shutil.copyfile(empty, variables)
-        for name in ("port.sock", "qmp.sock"):
+        for name in ("port.sock", "tap.sock", "qmp.sock"):
             (self.sockets / name).unlink(missing_ok=True)
         plan = Plan(
             disk=disk,
@@ -246,6 +248,11 @@ class Machine:
         with self.port(max(1.0, end - time.monotonic())):
             on_stage(Stage("port"))
 
+    @property
+    def tap_path(self) -> Path:
+        """The unix socket of the operator's second port, so that a tap holds up no call."""
+        return self.sockets / "tap.sock"
+
     def port(self, deadline_s: float | None = None) -> Port:
         """A connection to the operator's port."""
         return Port(self.port_path) if deadline_s is None else Port(self.port_path, deadline_s=deadline_s)
@@ -307,7 +314,7 @@ class Machine:
         """Remove what only a running machine needs: record, sockets."""
         state.forget(self.directory)
         (self.directory / "qemu.pid").unlink(missing_ok=True)
-        for name in ("port.sock", "port.lock", "qmp.sock"):
+        for name in ("port.sock", "port.lock", "tap.sock", "tap.lock", "qmp.sock"):
             (self.sockets / name).unlink(missing_ok=True)
         if self.sockets != self.directory:
             with contextlib.suppress(OSError):

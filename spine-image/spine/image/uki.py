@@ -117,7 +117,7 @@ def command_line(
     """
     table = (
         f"spine,,,ro,0 {blocks * 8} verity 1 PARTUUID={partition} PARTUUID={partition} 4096 4096 "
-        f"{blocks} {blocks} sha256 {root_hash} {salt} 1 panic_on_corruption"
+        f"{blocks} {blocks} sha256 {root_hash} {salt} 1 panic_on_corruption"  # INV-ROOT-1
     )
     if len(table) > TABLE_MAX:
         raise ValueError("the verity table is longer than the kernel takes")

@@ -1,4 +1,4 @@
-"""The end of a spine. Last by its file's name: these tests stop what the others share."""
+"""The end of a spine: these tests stop what the others share, so they come last, by the name of the file."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Watching, recording and replaying what travels on the bus."""
