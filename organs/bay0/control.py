@@ -15,7 +15,9 @@ from typing import Final
 DATAGRAM_BYTES_MAX: Final = 4096
 POWER_WORDS: Final = frozenset({"reboot", "poweroff"})
 # The named acts of a development image. There is no probe that runs what it is sent.
-PROBES: Final = frozenset({"kill", "pss", "write-root"})
+PROBES: Final = frozenset({"kill", "pss", "write-root", "process"})
+# What "process" may be asked of besides the children.
+BAY0: Final = "bay0"
 # SIGKILL, SIGSTOP, SIGCONT: an organ that crashes, hangs, comes back.
 SIGNALS: Final = frozenset({9, 19, 18})
 
@@ -29,7 +31,7 @@ class Power:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One of the named acts of a development image. `target` and `signal` matter to "kill" only."""
+    """One of the named acts of a development image; `target` and `signal` where the act takes them."""
 
     act: str
     target: str
@@ -64,6 +66,8 @@ def decode(
         return Refused("name must be a text and signal a number")
     if word == "kill" and target not in children:
         return Refused("there is no such child")
+    if word == "process" and target not in {BAY0, *children}:
+        return Refused("there is no such process")
     if word == "kill" and number not in SIGNALS:
         return Refused(f"the signal must be one of {', '.join(map(str, sorted(SIGNALS)))}")
     return Probe(word, target, number)

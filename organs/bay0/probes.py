@@ -12,8 +12,8 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-from organs.bay0.control import Probe
-from organs.kernel import processes
+from organs.bay0.control import BAY0, Probe
+from organs.kernel import inspection, processes
 
 PROBE_FILE: Final = "/probe"
 
@@ -30,6 +30,12 @@ def perform(probe: Probe, children: Mapping[str, tuple[int, int]]) -> dict[str, 
             sizes = {"bay0": processes.pss_kb(os.getpid())}
             sizes |= {name: processes.pss_kb(pid) for name, (pid, _) in children.items()}
             return {"ok": sizes}
+        case "process":  # INV-PRIV-3
+            pid = os.getpid() if probe.target == BAY0 else children.get(probe.target, (0, 0))[0]
+            try:
+                return {"ok": inspection.inspect(pid)} if pid else {"error": f"{probe.target} is not running"}
+            except (FileNotFoundError, ProcessLookupError) as error:
+                return {"error": f"{probe.target} is going: {error}"}
         case _:
             return {"ok": {"errno": _write_root()}}
 

@@ -36,6 +36,8 @@ F_GETLK, F_SETLK, F_SETLKW, F_SETOWN, F_GETOWN = 5, 6, 7, 8, 9
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_DUPFD_CLOEXEC = 36, 37, 38, 1030
 # asm-generic/ioctls.h; TCGETS is how a library asks whether a descriptor is a terminal.
 TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x541B, 0x5421, 0x5450, 0x5451
+# linux/pidfd.h: which cgroup a peer is in.
+PIDFD_GET_INFO: Final = 0xC040_FF0B
 # linux/prctl.h
 PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_VMA = 3, 15, 16, 0x5356_4D41
 # linux/socket.h, linux/netlink.h
@@ -152,12 +154,13 @@ GROUPS: Final[Mapping[str, Group]] = {
         ),
     ),
     "bus": Group(
-        "Unix sockets: handed over, or connected where the file's mode allows",
+        "Unix sockets: handed over, or connected where the file's mode allows; who is at the other end",
         (
             Rule("socket", (Check(0, (AF_UNIX,)),)),
             Rule("socketpair", (Check(0, (AF_UNIX,)),)),
             *_calls("connect accept accept4 getsockname getpeername getsockopt setsockopt shutdown"),
             *_calls("sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg"),
+            Rule("ioctl", (Check(1, (PIDFD_GET_INFO,)),), ENOTTY),
         ),
     ),
     "files-read": Group(

@@ -25,12 +25,12 @@ NONSENSE = st.recursive(
 )
 @pytest.mark.parametrize("development", [True, False])
 def test_an_organ_gets_what_its_stanza_grants(granted: set[str], development: bool) -> None:
-    for word in ("reboot", "poweroff", "kill", "pss", "write-root", "halt", ""):
+    for word in ("reboot", "poweroff", *sorted(control.PROBES), "halt", ""):
         datagram = json.dumps({"ask": word, "name": "gate", "signal": 9}).encode()
         answer = control.decode(datagram, granted, ["zygote", "gate"], development=development)
         if word in ("reboot", "poweroff"):
             assert isinstance(answer, Power) == (word in granted)
-        elif word in ("kill", "pss", "write-root"):
+        elif word in control.PROBES:
             assert isinstance(answer, Probe) == (development and "probe" in granted)
         else:
             assert isinstance(answer, Refused)
@@ -43,6 +43,7 @@ def test_an_organ_gets_what_its_stanza_grants(granted: set[str], development: bo
         ({"ask": "kill", "name": "gate", "signal": 11}, "signal must be"),
         ({"ask": "kill", "name": "gate", "signal": True}, "signal a number"),
         ({"ask": "kill", "name": 5, "signal": 9}, "name must be"),
+        ({"ask": "process", "name": "../1"}, "no such process"),
         ({"ask": ["reboot"]}, "not {"),
         ([], "not {"),
     ],

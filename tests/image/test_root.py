@@ -45,7 +45,13 @@ def test_any_manifest_keeps_just_its_production_stanzas(organs: dict[str, str]) 
 @pytest.mark.proves("INV-IMAGE-3")
 @pytest.mark.parametrize(
     "path",
-    ["organs/bay0/probes.py", "organs/operator/organ.py", "organs/operator/__init__.py", "bus/compile.py"],
+    [
+        "organs/bay0/probes.py",
+        "organs/kernel/inspection.py",
+        "organs/operator/organ.py",
+        "organs/operator/__init__.py",
+        "bus/compile.py",
+    ],
 )
 def test_production_does_not_carry_what_serves_development(path: str) -> None:
     out = root.development_organs(MANIFEST)

@@ -129,6 +129,10 @@ def keep_wheel(path: str) -> bool:
     return not path.endswith("/") and not any(fnmatchcase(path, pattern) for pattern in WHEELS_OUT)
 
 
+# bay0's probes, and what only they read.
+PROBES = frozenset({"organs/bay0/probes.py", "organs/kernel/inspection.py"})
+
+
 def keep_own(path: str, development_organs: frozenset[str], *, production: bool) -> bool:
     """Whether one of our own files below organs/ or bus/ goes into the image."""
     parts = path.split("/")
@@ -140,4 +144,4 @@ def keep_own(path: str, development_organs: frozenset[str], *, production: bool)
     if not production:
         return True
     # INV-IMAGE-3
-    return path != "organs/bay0/probes.py" and not (parts[0] == "organs" and parts[1] in development_organs)
+    return path not in PROBES and not (parts[0] == "organs" and parts[1] in development_organs)
