@@ -11,6 +11,7 @@ When a peer's bytes cannot be decoded: `PeerError`. When our own values cannot b
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -139,10 +140,28 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A struct that stands by itself in a schema file, as it travels in a stream: in standard framing."""
+
+    name: str
+    fields: tuple[Field, ...]
+    _struct: "_Struct" = field(repr=False, compare=False)
+
+    def encode(self, values: Mapping[str, object]) -> bytes:
+        """The framed bytes. TypeError or ValueError names the field at fault."""
+        return self._struct.encode(values)
+
+    def decode(self, framed: bytes) -> dict[str, object]:
+        """The values of one whole framed message; PeerError when the bytes are not such a message."""
+        return self._struct.decode(framed)
+
+
+@dataclass(frozen=True, slots=True)
 class Schemas:
-    """All interfaces by name."""
+    """All interfaces by name, and all structs of files by `file.Struct`."""
 
     interfaces: dict[str, Interface]
+    messages: dict[str, Message] = field(default_factory=dict)
 
     def method(self, interface_id: int, ordinal: int) -> Method | None:
         """The method a header names, None when there is no such method."""
@@ -178,6 +197,7 @@ def parse(request: bytes) -> Schemas:
 
 # --- From here on readers and builders of capnp are handled; its API has no types. ---
 
+_FILE_STRUCT: Final = re.compile(r"[^:./]+\.capnp:[A-Za-z0-9]+")
 # A schema object used after its loader is gone ends the process, so loaders are kept for ever.
 _LOADERS: Final[list[Any]] = []
 
@@ -197,6 +217,7 @@ class _Loading:
         _LOADERS.append(self._loader)
         self._docs: dict[int, tuple[str, list[str]]] = {}
         self._interfaces: list[tuple[int, str]] = []
+        self._messages: list[tuple[int, str]] = []
         module = _schema_of_schemas()
         # The file comes out of our own verified root, so it may be visited as often as it takes.
         with module.CodeGeneratorRequest.from_bytes(request, traversal_limit_in_words=2**40) as reader:
@@ -204,6 +225,9 @@ class _Loading:
                 self._loader.load_dynamic(node)
                 if str(node.which()) == "interface":
                     self._interfaces.append((int(node.id), str(node.displayName)))
+                # Structs within others and the implicit ones of methods have a longer name.
+                if str(node.which()) == "struct" and _FILE_STRUCT.fullmatch(str(node.displayName)):
+                    self._messages.append((int(node.id), str(node.displayName)))
             for info in reader.sourceInfo:
                 # Implicit structs of methods all share id 0 here; they carry no comments.
                 members = [_doc(str(member.docComment)) for member in info.members]
@@ -216,7 +240,12 @@ class _Loading:
             if interface.name in found:
                 raise SchemaError(display, "two interfaces differ in letter case only")
             found[interface.name] = interface
-        return Schemas(found)
+        messages = {}
+        for id_, display in sorted(self._messages, key=lambda item: item[1]):
+            struct = self._struct(id_, display, ())
+            name = display.replace(".capnp:", ".")
+            messages[name] = Message(name, struct.fields, struct)
+        return Schemas(found, messages)
 
     def _interface(self, id_: int, display: str) -> Interface:
         file, _, name = display.rpartition(":")

@@ -46,6 +46,9 @@ TAP: Final = "tap"
 # The network namespace in which every NIC waits.
 PARKING: Final = "parking"
 
+# The part of the cgroup tree that holds the rooms, each under the name of its persona.
+ROOMS: Final = "rooms"
+
 # How PID 1 ends in a container. On the machine it ends by reboot(2), or by a kernel panic.
 EXIT_POWER_OFF: Final = 0
 EXIT_REBOOT: Final = 3

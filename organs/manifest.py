@@ -51,6 +51,8 @@ ASKS: Final = frozenset({"reboot", "poweroff", "probe"})
 TOLD: Final = frozenset({"healthy"})
 # Network namespaces that bay0 makes at boot and keeps for as long as it lives.
 NETWORKS: Final = frozenset({layout.PARKING})
+# Parts of the cgroup tree that bay0 makes at boot and gives to an organ.
+SUBTREES: Final = frozenset({layout.ROOMS})
 
 # linux/capability.h, in the order of their numbers.
 CAPABILITIES: Final = (
@@ -153,6 +155,7 @@ class Organ:
     bus: bool
     pair: str | None
     networks: frozenset[str]
+    subtree: str | None
     taps: bool
 
 
@@ -345,6 +348,7 @@ def _organ(name: str, table: _Table) -> Organ:
         bus=bus,
         pair=table.take("pair", str) if table.has("pair") else None,
         networks=table.words("networks", NETWORKS) if table.has("networks") else frozenset(),
+        subtree=table.one_of("subtree", SUBTREES) if table.has("subtree") else None,
         taps=table.take("taps", bool) if table.has("taps") else False,
     )
     table.end()
@@ -416,6 +420,8 @@ def _contradictions(organs: Mapping[str, Organ], table: _Table) -> None:
             if network in networks:
                 raise stanza.refuse("networks", f"{network} is {networks[network]}'s already")
             networks[network] = organ.name
+        if organ.subtree is not None and sum(each.subtree == organ.subtree for each in organs.values()) > 1:
+            raise stanza.refuse("subtree", f"{organ.subtree} can be one organ's only")
         if organ.uid in uids:
             raise stanza.refuse("uid", f"{organ.uid} is {uids[organ.uid]}'s already")
         uids[organ.uid] = organ.name

@@ -36,6 +36,7 @@ PURE_STDLIB = {
 }
 PURE = (
     "organs/bay0/restart.py",
+    "organs/builder/verdict.py",
     "organs/gate/verdict.py",
     "organs/integrity/fat.py",
     "organs/integrity/rearm.py",
@@ -43,7 +44,11 @@ PURE = (
     "organs/kernel/numbers.py",
     "organs/kernel/syscalls.py",
     "organs/netroom/plan.py",
+    "organs/freezer/focus.py",
+    "organs/freezer/policy.py",
     "organs/operator/lines.py",
+    "organs/umbilical/link.py",
+    "organs/umbilical/wishes.py",
     "bus/envelope.py",
 )
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}

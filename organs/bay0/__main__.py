@@ -241,6 +241,9 @@ def boot(report: Report) -> Bay0:
     missing = cgroups.prepare()
     if missing and machine:
         raise Panic(f"the kernel has no cgroup controller {', '.join(missing)}")
+    for organ in manifest.organs.values():
+        if organ.subtree is not None:
+            cgroups.delegate(organ.subtree, organ.uid, organ.gid)
     with open(layout.SWITCHBOARD, encoding="utf-8") as file:
         listeners = switchboard.bind(switchboard.decode(file.read()), manifest.organs)
     report.stage("bus")

@@ -1,6 +1,6 @@
-"""Cgroups: one for each child, with its limits, so that a child can be killed whole.
+"""Cgroups: one for each child, with its limits, so that a child can be killed whole; and those of rooms.
 
-Touches: the cgroup v2 tree below the root of this cgroup namespace.
+Touches: the cgroup v2 tree below the root of this cgroup namespace; /proc/PID/stat and wchan of what blocks.
 Never: moves a process but its own; a child is born in its cgroup.
 Fails: OSError naming the file. A controller that the kernel does not offer is reported, not hidden.
 """
@@ -8,6 +8,8 @@ Fails: OSError naming the file. A controller that the kernel does not offer is r
 from __future__ import annotations
 
 import os
+import select
+from dataclasses import dataclass
 from typing import Final
 
 ROOT: Final = "/sys/fs/cgroup"
@@ -88,3 +90,146 @@ def _write(folder: str, name: str, text: str) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def path(name: str) -> str:
+    """The directory of the cgroup `name`, below the root of the tree."""
+    return f"{ROOT}/{name}"
+
+
+def delegate(name: str, uid: int, gid: int) -> None:
+    """Make the cgroup `name` and let this uid make and remove cgroups in it.
+
+    Its own files stay root's: who owns the subtree can neither thaw it above itself nor lift its limits, and
+    moves no process, since a process is born in its cgroup.
+    """
+    folder = path(name)
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/cgroup.controllers", encoding="ascii") as file:
+        for controller in file.read().split():
+            _write(folder, "cgroup.subtree_control", f"+{controller}")
+    os.chown(folder, uid, gid)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the kernel says of a cgroup. `asked`: it was told to freeze; `frozen`: all in it stands still.
+
+    An empty cgroup that was told to freeze is frozen.
+    """
+
+    populated: bool
+    asked: bool
+    frozen: bool
+
+
+class Subtree:
+    """The cgroups of rooms, below a directory that this process owns, and what changes in them.
+
+    `fileno` becomes readable when the kernel has something to say about one of them; then call `changed`.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._waiting = select.epoll()
+        self._events: dict[str, int] = {}
+        for name in self.names():
+            self._watch(name)
+
+    def close(self) -> None:
+        """Let go of all descriptors; the cgroups stay as they are."""
+        self._waiting.close()
+        for fd in self._events.values():
+            os.close(fd)
+        self._events.clear()
+
+    def fileno(self) -> int:
+        """A descriptor to wait for."""
+        return self._waiting.fileno()
+
+    def names(self) -> list[str]:
+        """The rooms that have a cgroup, sorted."""
+        with os.scandir(self.root) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+    def make(self, name: str) -> None:
+        """A new cgroup, told to freeze before anything is in it. Raises OSError."""
+        os.mkdir(f"{self.root}/{name}", 0o755)
+        _write(f"{self.root}/{name}", "cgroup.freeze", "1")
+        self._watch(name)
+
+    def _watch(self, name: str) -> None:
+        fd = os.open(f"{self.root}/{name}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        # A change is an exceptional condition, not input; and the kernel reports both edges of each.
+        self._waiting.register(fd, select.EPOLLPRI)
+        self._events[name] = fd
+
+    def changed(self) -> list[str]:
+        """The rooms whose state may have changed since they were last read. Never waits."""
+        ready = {fd for fd, _ in self._waiting.poll(0)}
+        return [name for name, fd in self._events.items() if fd in ready]
+
+    def read(self, name: str) -> Standing:
+        """The state of a room's cgroup now. Raises OSError."""
+        events = os.pread(self._events[name], 256, 0)
+        with open(f"{self.root}/{name}/cgroup.freeze", encoding="ascii") as file:
+            asked = file.read().strip() == "1"
+        return Standing(b"populated 1" in events, asked, b"frozen 1" in events)
+
+    def freeze(self, name: str) -> None:
+        """Ask for the freeze. Raises OSError."""
+        _write(f"{self.root}/{name}", "cgroup.freeze", "1")
+
+    def thaw(self, name: str) -> None:
+        """Ask for the thaw. Raises OSError."""
+        _write(f"{self.root}/{name}", "cgroup.freeze", "0")
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to everything in it; a frozen process dies without executing. Raises OSError."""
+        _write(f"{self.root}/{name}", "cgroup.kill", "1")
+
+    def remove(self, name: str) -> None:
+        """Remove the cgroup, which must be empty, with what is below it. Raises OSError."""
+        if (fd := self._events.pop(name, None)) is not None:
+            self._waiting.unregister(fd)
+            os.close(fd)
+        for folder, _, _ in os.walk(f"{self.root}/{name}", topdown=False):
+            os.rmdir(folder)
+
+    def cpu_usec(self, name: str) -> int:
+        """The processor time of everything that ever ran in it, in microseconds. Raises OSError."""
+        with open(f"{self.root}/{name}/cpu.stat", encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("usage_usec"))
+
+    def blocker(self, name: str) -> tuple[int, str] | None:
+        """A process of the room that the kernel cannot stop now: (pid, what it waits for).
+
+        The kernel tells the wait channel only to who may trace the process; others are told its state.
+        """
+        for folder, _, _ in os.walk(f"{self.root}/{name}"):
+            try:
+                with open(f"{folder}/cgroup.procs", encoding="ascii") as file:
+                    pids = [int(line) for line in file]
+            except OSError:
+                continue
+            for pid in pids:
+                if (why := _waits(pid)) is not None:
+                    return pid, why
+        return None
+
+
+# What a room's process does that neither freezes nor dies: sleeping uninterruptibly, traced by another.
+_UNSTOPPABLE: Final = {"D": "uninterruptible sleep", "t": "traced"}
+
+
+def _waits(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+        if state not in _UNSTOPPABLE:
+            return None
+        with open(f"/proc/{pid}/wchan", encoding="ascii", errors="replace") as file:
+            channel = file.read()
+    except OSError:
+        return None  # it has gone meanwhile
+    return channel if channel not in ("", "0") else _UNSTOPPABLE[state]

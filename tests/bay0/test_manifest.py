@@ -34,8 +34,9 @@ def test_each_rule_refuses(path: Path) -> None:
 
 def test_the_real_manifest() -> None:
     real = load(str(REAL))
-    assert list(real.organs) == ["gate", "integrity", "netroom", "operator"]
-    gate, integrity, netroom, operator = real.organs.values()
+    assert list(real.organs) == ["gate", "integrity", "netroom", "freezer", "umbilical", "operator"]
+    gate, integrity, netroom, freezer, umbilical, operator = real.organs.values()
+    assert (freezer.subtree, umbilical.subtree) == ("rooms", None)
     assert [m.at for m in gate.mounts] == ["/persist"]
     assert gate.control is None
     assert integrity.control
@@ -51,7 +52,7 @@ def test_the_real_manifest_without_development() -> None:
     """Stanzas stand alone: the production image's manifest is this one with a stanza cut out."""
     text = REAL.read_text()
     start = text.index("[organs.operator]")
-    assert list(decode(text[:start]).organs) == ["gate", "integrity", "netroom"]
+    assert list(decode(text[:start]).organs) == ["gate", "integrity", "netroom", "freezer", "umbilical"]
 
 
 def test_no_organ_may_hold_what_opens_every_socket() -> None:

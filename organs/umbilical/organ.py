@@ -1,0 +1,425 @@
+"""umbilical: listens in the rooms and carries what personas wish to the gate and the freezer.
+
+A persona is known by the listening socket its connection came in by, and by what the kernel says of who
+connected: a user id of the room's range, a process of the room's cgroup. Nothing that it sends says who it
+is. What may be done on a connection is decided in `link.py`, what is asked for in `wishes.py`.
+
+Touches: the listeners it was handed, one for each room; the bus.
+Never: reads more of a room than the room's share, sends to a room that is frozen or about to be.
+Fails: a persona that breaks the protocol loses its own connection. While the freezer is away nothing changes;
+its next incarnation begins with silence.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol, assert_never
+
+import trio
+
+from bus.envelope import Failure, PeerError
+from bus.wire import Message
+from organs.kernel import peers
+from organs.umbilical import link, wishes
+from organs.umbilical.link import Link, Phase
+
+# Connections of one room at once: a shell's client, a daemon or two. The next one is closed.
+CONNECTIONS_MAX: Final = 4
+READ_BYTES: Final = 64 * 1024
+# Half-sent messages of all connections of a room together: as many as can be whole at once.
+ROOM_BYTES_MAX: Final = 4 * link.MESSAGE_BYTES_MAX
+# Large answers of a room under way: each may be a mebibyte, and rooms that do not read keep theirs.
+LARGE_MAX: Final = 2
+# A large answer is asked for when no more than this waits to be read by the persona.
+UNREAD_BYTES_MAX: Final = 64 * 1024
+# A message that has begun must be whole by then; the time that a room stands still does not count.
+HALF_SENT_S: Final = 10.0
+# How long requests under way may take to end before the room is frozen. Less than the freezer waits.
+GRACE_S: Final = 0.05
+# After the freezer did not answer: long enough not to spin, short against its restart.
+WATCH_PAUSE_S: Final = 0.05
+
+Handler = Callable[[object, Mapping[str, object]], Awaitable[dict[str, object]]]
+
+
+class Call(Protocol):
+    """A call on the bus. Raises Failure."""
+
+    async def __call__(self, organ: str, method: str, params: Mapping[str, object]) -> dict[str, object]: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Room:
+    """One room, its connections and its counters."""
+
+    name: str
+    uids: range
+    cgroup_id: int
+    cgroup_root: str
+    open: bool = False
+    connections: set[Connection] = field(default_factory=set)
+    large: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(LARGE_MAX))
+    requests: int = 0
+    frozen: int = 0
+    strangers: int = 0
+    refused: int = 0
+
+    def is_stranger(self, peer: peers.Peer) -> bool:
+        """Whether the kernel does not say that this peer is of the room."""
+        try:
+            _, uid, _ = peers.credentials(peer)
+            return uid not in self.uids or peers.cgroup_id(peer, self.cgroup_root) != self.cgroup_id
+        except OSError:
+            return True
+
+    @property
+    def half_sent_bytes(self) -> int:
+        """What is kept of messages that are not whole."""
+        return sum(len(connection.splitter.buffered) for connection in self.connections)
+
+
+class Connection:
+    """One connection: three tasks around the machine of `link.py`, which alone says what may be done."""
+
+    def __init__(self, organ: Umbilical, room: Room, sock: trio.socket.SocketType) -> None:
+        self._organ, self._room, self._sock = organ, room, sock
+        self.splitter = link.Splitter()
+        self.link = Link(phase=Phase.SERVING if room.open else Phase.SILENT)
+        self._whole_by = float("inf")
+        self._token = 0
+        self._requests: dict[int, Mapping[str, object]] = {}
+        self._answers: dict[int, dict[str, object]] = {}
+        self._working: dict[int, trio.CancelScope] = {}
+        self._unread = bytearray()
+        self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Until the persona closes it, or breaks the protocol."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._write)
+            try:
+                reason = await self._read()
+            except OSError:
+                reason = None  # the other end broke
+            if reason is not None:
+                self._room.refused += 1
+                say(f"{self._room.name}: closed: {reason}")
+            self.happen(link.Gone())
+            self._nursery.cancel_scope.cancel()
+
+    def happen(self, event: link.Event) -> None:
+        """An event through the machine, and what it asks for."""
+        self.link, effects = link.decide(self.link, event)
+        if isinstance(event, link.Wake):
+            self._whole_by = trio.current_time() + HALF_SENT_S
+        for effect in effects:
+            match effect:
+                case link.Ask(token):
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._carry_out, token)
+                case link.Answer(token):
+                    self._send(self._answers.pop(token))
+                    del self._requests[token]
+                case link.Frozen(token):
+                    self._room.frozen += 1
+                    asked = self._requests[token]
+                    self._send(wishes.refusal(number(asked, "id"), "frozen", "the room was frozen meanwhile"))
+                    self._forget(token)
+                case link.Forget(token):
+                    self._forget(token)
+                case link.Tell(gap_ns):
+                    self._send(wishes.thawed(gap_ns))
+                case link.Rested():
+                    pass  # `_changed` wakes who waits for it
+                case _:
+                    assert_never(effect)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _forget(self, token: int) -> None:
+        del self._requests[token]
+        if (scope := self._working.pop(token, None)) is not None:
+            scope.cancel()
+
+    async def come_to_rest(self) -> None:
+        """Until nothing is under way that a hushed room waits for."""
+        await self._until(lambda: self.link.phase is not Phase.RESTING)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            await self._changed.wait()
+
+    # From the persona
+
+    async def _read(self) -> str | None:
+        """Take messages while they are wanted. Why the connection must be closed, or None when it ended."""
+        while True:
+            await self._until(self._may_read)
+            data = await self._receive()
+            if data is None:
+                if self.link.phase is Phase.SERVING and trio.current_time() >= self._whole_by:
+                    return "a message was begun and not ended"
+                continue
+            if not data:
+                return None
+            begun = self.splitter.half_sent
+            messages = self.splitter.feed(data)
+            if messages or not begun:
+                self._whole_by = trio.current_time() + HALF_SENT_S
+            for message in messages:
+                await self._until(lambda: self.link.wants_more)
+                try:
+                    request = self._organ.request.decode(message)
+                except PeerError as error:
+                    return str(error)
+                self._room.requests += 1
+                self._token += 1
+                self._requests[self._token] = request
+                self.happen(link.Arrived(self._token))
+            if self.splitter.bad is not None:
+                return self.splitter.bad.value
+
+    def _may_read(self) -> bool:
+        return self.link.wants_more and self._room.half_sent_bytes < ROOM_BYTES_MAX
+
+    async def _receive(self) -> bytes | None:
+        """The next bytes; b"" at the end; None when what was begun took too long."""
+        data: bytes | None = None
+        with trio.move_on_at(self._whole_by if self.splitter.half_sent else float("inf")):
+            data = bytes(await self._sock.recv(READ_BYTES))
+        return data
+
+    # To the organs
+
+    async def _carry_out(self, token: int) -> None:
+        request = self._requests.get(token)
+        if request is None:
+            return  # frozen before it began
+        with trio.CancelScope() as scope:
+            self._working[token] = scope
+            self._answers[token] = await self._ask(request)
+        if not scope.cancelled_caught and self._working.pop(token, None) is not None:
+            self.happen(link.Ended(token))
+        self._answers.pop(token, None)
+
+    async def _ask(self, request: Mapping[str, object]) -> dict[str, object]:
+        if request["verb"] not in wishes.LARGE:
+            return await self._call(request)
+        async with self._room.large:
+            await self._until(lambda: len(self._unread) <= UNREAD_BYTES_MAX)
+            return await self._call(request)
+
+    async def _call(self, request: Mapping[str, object]) -> dict[str, object]:
+        wish = wishes.wish(self._room.name, request)
+        try:
+            results = await self._organ.call(wish.organ, wish.method, wish.params)
+        except Failure as failure:
+            return wishes.refusal(number(request, "id"), wishes.code_name(failure.code.name), failure.message)
+        return wishes.answer(self._room.name, request, results)
+
+    # To the persona
+
+    def _send(self, response: Mapping[str, object]) -> None:
+        self._unread += self._organ.response.encode(response)
+
+    async def _write(self) -> None:
+        """Send what waits, but not to a room that is silent: what is half sent then goes on when it runs."""
+        try:
+            while True:
+                await self._until(lambda: bool(self._unread) and self.link.phase is not Phase.SILENT)
+                await trio.lowlevel.wait_writable(self._sock)
+                if self.link.phase is not Phase.SILENT:
+                    sent = self._organ.send_now(self._sock, self._unread)
+                    del self._unread[:sent]
+                    if len(self._unread) <= UNREAD_BYTES_MAX:
+                        self._changed.set()
+                        self._changed = trio.Event()
+        except OSError:
+            assert self._nursery is not None
+            self._nursery.cancel_scope.cancel()
+
+
+class Umbilical:
+    """All rooms that have a listener."""
+
+    def __init__(self, call: Call, messages: Mapping[str, Message]) -> None:
+        self.call = call
+        self.request, self.response = messages["umbilical.Request"], messages["umbilical.Response"]
+        self.rooms: dict[str, Room] = {}
+        self._lines: dict[str, tuple[bool, int, int]] = {}
+
+    @staticmethod
+    def send_now(sock: trio.socket.SocketType, data: bytearray) -> int:
+        """Send what fits without waiting; how much that was. Raises OSError."""
+        try:
+            return os.write(sock.fileno(), bytes(data[:READ_BYTES]))
+        except BlockingIOError:
+            return 0
+
+    async def serve_room(
+        self,
+        listener: socket.socket,
+        name: str,
+        uids: range,
+        cgroup_id: int,
+        cgroup_root: str = peers.CGROUPS,
+        *,
+        task_status: trio.TaskStatus[Room] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Listen for one room until cancelled. Only one listener for each name."""
+        assert name not in self.rooms
+        room = Room(name=name, uids=uids, cgroup_id=cgroup_id, cgroup_root=cgroup_root)
+        self.rooms[name] = room
+        room.open = self._lines.get(name, (False, 0, 0))[0]
+        listening = trio.socket.from_stdlib_socket(listener)
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started(room)
+                while True:
+                    sock, _ = await listening.accept()
+                    nursery.start_soon(self._connection, room, sock)
+        finally:
+            del self.rooms[name]
+
+    async def _connection(self, room: Room, sock: trio.socket.SocketType) -> None:
+        with sock:
+            if room.is_stranger(sock):  # INV-UMB-5
+                room.strangers += 1
+                return
+            if len(room.connections) >= CONNECTIONS_MAX:
+                room.refused += 1
+                return
+            connection = Connection(self, room, sock)
+            room.connections.add(connection)
+            try:
+                await connection.run()
+            finally:
+                room.connections.discard(connection)
+
+    # What the freezer says
+
+    async def watch(self) -> None:
+        """Follow the freezer's lines. Never returns."""
+        seen: object = 0
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    news = await self.call("freezer", "watch", {"seen": seen})
+                except Failure:
+                    await trio.sleep(WATCH_PAUSE_S)
+                    continue
+                seen = news["version"]
+                lines = news["lines"]
+                assert isinstance(lines, list)
+                self._follow(lines, nursery)
+
+    def _follow(self, lines: list[Mapping[str, object]], nursery: trio.Nursery) -> None:
+        before = self._lines
+        self._lines = {
+            str(line["room"]): (bool(line["open"]), number(line, "epoch"), number(line, "gapNs"))
+            for line in lines
+        }
+        for name in before.keys() | self._lines.keys():
+            line = self._lines.get(name, (False, 0, 0))
+            if line == before.get(name):
+                continue
+            is_open, epoch, gap_ns = line
+            room = self.rooms.get(name)
+            if room is not None:
+                room.open = is_open
+                for connection in room.connections:
+                    connection.happen(link.Wake(gap_ns) if is_open else link.Hush())
+            if epoch:
+                nursery.start_soon(self._hush, name, epoch)
+
+    async def _hush(self, name: str, epoch: int) -> None:
+        """Come to rest with a room, then say so."""
+        room = self.rooms.get(name)
+        connections = list(room.connections) if room is not None else []
+        with trio.move_on_after(GRACE_S):
+            for connection in connections:
+                await connection.come_to_rest()
+        for connection in connections:
+            connection.happen(link.GraceOver())
+        try:
+            await self.call("freezer", "hushed", {"room": name, "epoch": epoch})
+        except Failure as failure:
+            # The freezer goes on after its own deadline.
+            say(f"{name}: the freezer did not hear that it is at rest: {failure}")
+
+    async def links(self, _call: object, _params: Mapping[str, object]) -> dict[str, object]:
+        """The traffic of each room."""
+        return {
+            "links": [
+                {
+                    "room": room.name,
+                    "connections": len(room.connections),
+                    "requests": room.requests,
+                    "frozen": room.frozen,
+                    "strangers": room.strangers,
+                    "refused": room.refused,
+                }
+                for _, room in sorted(self.rooms.items())
+            ]
+        }
+
+
+def number(values: Mapping[str, object], name: str) -> int:
+    """A field the schema declares as an integer."""
+    value = values[name]
+    assert isinstance(value, int), name
+    return value
+
+
+def say(sentence: str) -> None:
+    """One line in the organ's log."""
+    print(f"umbilical: {sentence}", file=sys.stderr, flush=True)
+
+
+class Peer(Protocol):
+    """One callee on the bus."""
+
+    async def call(self, method: str, values: Mapping[str, object]) -> dict[str, object]: ...
+
+
+class Bus(Protocol):
+    """What this organ may call."""
+
+    @property
+    def peers(self) -> Mapping[str, Peer]: ...
+
+
+class Schemas(Protocol):
+    """The compiled schemas."""
+
+    @property
+    def messages(self) -> Mapping[str, Message]: ...
+
+
+class Spine(Protocol):
+    """What this organ uses of the runtime."""
+
+    @property
+    def bus(self) -> Bus: ...
+
+    @property
+    def schemas(self) -> Schemas: ...
+
+    async def serve(self, handlers: Mapping[str, Handler]) -> None: ...
+
+
+async def main(spine: Spine) -> None:
+    """Follow the freezer and serve; rooms bring their listeners when they are made."""
+
+    async def call(organ: str, method: str, params: Mapping[str, object]) -> dict[str, object]:
+        return await spine.bus.peers[organ].call(method, params)
+
+    umbilical = Umbilical(call, spine.schemas.messages)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(umbilical.watch)
+        await spine.serve({"links": umbilical.links})

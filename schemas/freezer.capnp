@@ -1,0 +1,66 @@
+@0xc8e1b5a07d3f4926;
+# Freezer: which rooms there are, and which one of them runs.
+
+using import "spine.capnp".callers;
+using import "spine.capnp".deadlineMs;
+using import "spine.capnp".idempotent;
+
+struct Room @0xd35a9c07e1f8b264 {
+  # One room as the freezer knows it.
+
+  name @0 :Text;
+  # The name of the persona in it.
+
+  state @1 :Text;
+  # `building`, `frozen`, `thawing`, `running`, `freezing`, `dying`, or `stuck`. Only `frozen` and `running` are
+  # confirmed by the kernel; the others say what was asked for.
+
+  cpuUsec @2 :UInt64;
+  # Processor time that the room has used since it was made, in microseconds, as the kernel counts it.
+
+  blocker @3 :Text;
+  # What last kept the room from freezing or ending: process id and what it waits for. Empty when nothing did.
+}
+
+struct Line @0xa41f6d82c50e93b7 {
+  # What the umbilical may do with one room.
+
+  room @0 :Text;
+  # The name of the persona in the room.
+
+  epoch @1 :UInt64;
+  # The number of the hushing, to be repeated in `hushed`; 0 while none is asked for.
+
+  open @2 :Bool;
+  # The room runs and may be served. Else nothing may be sent to it.
+
+  gapNs @3 :UInt64;
+  # How long the room stood still before it ran again, in nanoseconds; 0 when it has not, or is not known.
+}
+
+interface Freezer @0x95d7c20e4ab8f613 {
+  # Keeps exactly one room awake, the one that has the focus; every other is frozen by the kernel.
+
+  rooms @0 () -> (rooms :List(Room), focus :Text)
+    $callers(["operator"]) $deadlineMs(5000) $idempotent;
+  # All rooms, and the one that has the focus (empty: none has).
+
+  focus @1 (persona :Text) -> ()
+    $callers(["operator"]) $deadlineMs(30000);
+  # Gives the focus to a room and answers when the kernel says that it runs and every other is frozen. NOT_FOUND
+  # when there is no such room, BUSY while the focus is moving, REFUSED with the reason when it went back.
+
+  requestFocus @2 (room :Text, persona :Text) -> ()
+    $callers(["umbilical"]) $deadlineMs(5000);
+  # The same wish by a room that has the focus. The answer says that the hand-over has begun: the room that asks
+  # will be frozen before it ends. FORBIDDEN for a room without the focus, THROTTLED when it moved a moment ago.
+
+  hushed @3 (room :Text, epoch :UInt64) -> ()
+    $callers(["umbilical"]) $deadlineMs(1000) $idempotent;
+  # The umbilical has come to rest with the room, as it was asked to under this number.
+
+  watch @4 (seen :UInt64) -> (version :UInt64, lines :List(Line))
+    $callers(["umbilical"]) $deadlineMs(10000) $idempotent;
+  # The line of each room, once their version is not `seen`; at once when `seen` is not the present one, and with
+  # nothing new after a few seconds. No version is used by two incarnations.
+}

@@ -1,0 +1,290 @@
+"""The freezer's hands: real processes in real cgroups, frozen and thawed by the organ's own code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from bus.envelope import Code, Failure
+from organs.freezer import focus
+from organs.freezer.focus import Phase, Step
+from organs.freezer.organ import Freezer, no_builder, nothing_lent
+from organs.kernel.cgroups import Subtree
+from tests.bus.wiring import own_schemas
+
+pytestmark = pytest.mark.container
+PATIENCE_S = 60
+
+
+def unified() -> Path:
+    """Where the v2 tree is mounted here."""
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        return next(Path(line.split()[1]) for line in mounts if line.split()[2] == "cgroup2")
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A directory for rooms; whatever is left in it is killed."""
+    path = unified() / f"freezer-test-{os.getpid()}"
+    path.mkdir()
+    yield path
+    (path / "cgroup.kill").write_text("1")
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+    for folder, _, _ in os.walk(path, topdown=False):
+        os.rmdir(folder)
+
+
+def spin(cgroup: Path, processes: int = 1) -> list[int]:
+    """Processes that never rest, in a cgroup."""
+    pids = []
+    for _ in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                (cgroup / "cgroup.procs").write_text("0")
+                while True:
+                    pass
+            finally:
+                os._exit(1)
+        pids.append(pid)
+    return pids
+
+
+class House:
+    """A freezer with a builder that makes rooms of spinning processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.groups = Subtree(str(root))
+        self.acts: list[tuple[Step, str]] = []
+        self.failing: dict[Step, str] = {}
+        self.freezer = Freezer(self.groups, self._perform, self._build)
+        self.awake_at_acts: list[tuple[str, ...]] = []
+
+    async def _perform(self, step: Step, room: str) -> None:
+        self.acts.append((step, room))
+        self.awake_at_acts.append(awake(self.root))
+        if self.failing.get(step) == room:
+            raise Failure(Code.REFUSED, "this one fails")
+
+    async def _build(self, room: str) -> None:
+        spin(self.root / room, 3)
+        # A process that moved itself here froze at once: it says nothing more, so its arrival is looked for.
+        while len((self.root / room / "cgroup.procs").read_text().split()) < 3:
+            await trio.sleep(0)
+
+    def stands(self, name: str) -> bool:
+        """Whether the room is confirmed frozen."""
+        return self.freezer.state.phase(name) is Phase.FROZEN
+
+    async def until(self, ready: Callable[[], bool]) -> None:
+        """Wait for what must come."""
+        with trio.fail_after(PATIENCE_S):
+            while not ready():
+                await trio.sleep(0.001)
+
+    async def rooms(self, *names: str) -> None:
+        """Have these rooms made."""
+        for name in names:
+            self.freezer.happen(focus.Start(name))
+            await self.until(partial(self.stands, name))
+
+    async def focus(self, room: str) -> None:
+        """As the person does it."""
+        with trio.fail_after(PATIENCE_S):
+            await self.freezer.focus(None, {"persona": room})
+
+    async def lines(self) -> dict[str, tuple[bool, int]]:
+        """What the umbilical is told now."""
+        answer = await self.freezer.watch(None, {"seen": 0})
+        lines = answer["lines"]
+        assert isinstance(lines, list)
+        return {str(line["room"]): (bool(line["open"]), int(line["epoch"])) for line in lines}
+
+
+def awake(root: Path) -> tuple[str, ...]:
+    """The rooms that the kernel does not call frozen."""
+    return tuple(
+        sorted(
+            path.parent.name
+            for path in root.glob("*/cgroup.events")
+            if "frozen 0" in (text := path.read_text()) and "populated 1" in text
+        )
+    )
+
+
+@contextlib.asynccontextmanager
+async def housed(root: Path) -> AsyncIterator[House]:
+    """A living freezer; its rooms outlive it."""
+    house = House(root)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.freezer.run)
+        yield house
+        nursery.cancel_scope.cancel()
+    house.groups.close()
+
+
+async def test_the_focus_moves_and_the_other_stands_still(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        assert awake(root) == ()
+        await house.focus("linda")
+        assert awake(root) == ("linda",)
+        assert await house.lines() == {"linda": (True, 0), "courier": (False, 0)}
+        hand_over: list[tuple[bool, int]] = []
+
+        async def umbilical() -> None:
+            await house.until(lambda: house.freezer.state.move is not None)
+            hand_over.append((await house.lines())["linda"])
+            await house.freezer.hushed(None, {"room": "linda", "epoch": hand_over[0][1]})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(umbilical)
+            await house.focus("courier")
+        assert awake(root) == ("courier",)
+        (told,) = hand_over
+        assert told[0] is False
+        assert told[1] > 0
+        assert await house.lines() == {"linda": (False, 0), "courier": (True, 0)}
+        assert [step for step, room in house.acts if room == "linda"][-2:] == [Step.REVOKE, Step.CUT]
+        # Never two awake, and during a hand-over the network is cut while linda still runs.
+        assert all(len(found) <= 1 for found in house.awake_at_acts)
+        before = house.groups.cpu_usec("linda")
+        courier = house.groups.cpu_usec("courier")
+        await house.until(lambda: house.groups.cpu_usec("courier") > courier + 20_000)
+        assert house.groups.cpu_usec("linda") == before
+        answer = await house.freezer.rooms(None, {})
+        method = own_schemas().interfaces["freezer"].methods["rooms"]
+        decoded = method.decode_results(method.encode_results(answer))
+        assert decoded["focus"] == "courier"
+        assert isinstance(decoded["rooms"], list)
+        assert [(room["name"], room["state"]) for room in decoded["rooms"]] == [
+            ("courier", "running"),
+            ("linda", "frozen"),
+        ]
+
+
+async def test_a_network_that_cannot_be_cut_keeps_the_focus_where_it_is(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        await house.focus("linda")
+        house.failing = {Step.CUT: "linda"}
+        with pytest.raises(Failure, match="this one fails") as refused:
+            await house.focus("courier")
+        assert refused.value.code is Code.REFUSED
+        assert awake(root) == ("linda",)
+        house.failing = {Step.CONNECT: "courier"}
+        with pytest.raises(Failure, match="courier: connect the network"):
+            await house.focus("courier")
+        assert awake(root) == ("linda",)
+        assert (await house.lines())["linda"][0] is True
+
+
+async def test_a_traced_process_is_named_and_the_focus_stays(root: Path) -> None:
+    """A process stopped by its tracer does not freeze: the kernel's own way to have a blocker."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        await house.focus("linda")
+        pid = int((root / "linda/cgroup.procs").read_text().split()[0])
+        # PTRACE_ATTACH: it stops, traced by this process.
+        assert libc.ptrace(16, pid, 0, 0) == 0
+        os.waitpid(pid, 0)
+        try:
+            if "frozen" not in (root / "linda/cgroup.events").read_text():
+                pytest.skip("no freezer here")
+            with contextlib.suppress(Failure):
+                await house.focus("courier")
+            state = dict(house.freezer.state.rooms)
+            assert len(awake(root)) == 1
+            if house.freezer.state.focus == "linda":
+                blocker = state["linda"].blocker
+                assert blocker is not None
+                assert blocker.pid == pid
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_the_death_of_the_focused_room_wakes_the_one_before(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        await house.focus("linda")
+        await house.focus("courier")
+        (root / "courier/cgroup.kill").write_text("1")
+        await house.until(lambda: house.freezer.state.focus == "linda")
+        assert awake(root) == ("linda",)
+        assert not (root / "courier").exists()
+
+
+async def test_a_killed_frozen_room_goes_without_running(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        await house.focus("linda")
+        used = house.groups.cpu_usec("courier")
+        (root / "courier/cgroup.kill").write_text("1")
+        await house.until(lambda: house.freezer.state.phase("courier") is Phase.ABSENT)
+        assert awake(root) == ("linda",)
+        del used
+
+
+async def test_a_restarted_freezer_finds_what_it_left(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        await house.focus("linda")
+    async with housed(root) as again:
+        await again.until(lambda: again.freezer.state.focus == "linda")
+        assert awake(root) == ("linda",)
+        assert again.freezer.state.phase("courier") is Phase.FROZEN
+        await again.focus("courier")
+        assert awake(root) == ("courier",)
+    # It dies between asking for a freeze and hearing of it.
+    (root / "courier/cgroup.freeze").write_text("1")
+    async with housed(root) as third:
+        await third.until(lambda: third.freezer.state.move is None)
+        assert awake(root) == ()
+        assert third.freezer.state.focus is None
+        await third.focus("linda")
+        assert awake(root) == ("linda",)
+
+
+async def test_a_room_that_cannot_be_built_leaves_nothing(root: Path) -> None:
+    groups = Subtree(str(root))
+    freezer = Freezer(groups, nothing_lent, no_builder)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(freezer.run)
+        freezer.happen(focus.Start("linda"))
+        with trio.fail_after(PATIENCE_S):
+            while freezer.state.rooms:
+                await trio.sleep(0.001)
+        assert not list(root.glob("*/"))
+        for wish in ("focus", "requestFocus"):
+            with pytest.raises(Failure) as refused:
+                await freezer.handlers()[wish](None, {"persona": "linda", "room": "linda"})
+            assert refused.value.code is Code.NOT_FOUND
+        nursery.cancel_scope.cancel()
+    groups.close()
+
+
+async def test_two_hundred_random_wishes_leave_one_awake(root: Path) -> None:
+    """Hand-overs as fast as they go, with the kernel read at each act."""
+    names = ("a", "b", "c")
+    async with housed(root) as house:
+        await house.rooms(*names)
+        started = time.monotonic_ns()
+        for turn in range(60):
+            await house.focus(names[(turn * turn + turn // 7) % 3])
+            assert len(awake(root)) == 1
+        assert all(len(found) <= 1 for found in house.awake_at_acts)
+        assert time.monotonic_ns() > started
