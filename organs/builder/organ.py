@@ -1,0 +1,221 @@
+"""builder: makes what takes root to make, for the freezer and nobody else.
+
+Root without the bus: one line, to the freezer, and no call that could make another socket. Each request is
+checked again here (`organs/builder/verdict.py`). What it makes lives as long as somebody holds it: a builder
+that is killed lets go of everything, and nothing is left to be found.
+Touches: loop devices, the device mapper, a private memory filesystem for its device nodes.
+Never: opens a path that it was sent, writes a device, answers for another incarnation.
+Fails: a request that the kernel refuses is answered with the reason. An answer that the freezer does not take
+is dropped, with what came with it. Anything else ends the process; bay0 starts the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from organs.builder import protocol, verdict
+from organs.builder.protocol import (
+    DATAGRAM_BYTES_MAX,
+    DESCRIPTORS_MAX,
+    Answer,
+    Device,
+    Hello,
+    Made,
+    Refusal,
+    Refused,
+    Release,
+    Released,
+    Request,
+    Unreadable,
+    Welcome,
+)
+from organs.kernel import devicemapper, loops
+from organs.kernel.devicemapper import DeviceMapper
+from organs.kernel.nodes import Missing, Nodes
+
+PAIR: Final = "pair:freezer"
+# Where its device nodes are for the moment they exist: hidden by a filesystem of its own.
+NODES: Final = "/tmp"
+# How its devices are called; the root's is not.
+PREFIX: Final = "room-"
+
+
+class Place(Protocol):
+    """What this program uses of the runtime."""
+
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def fds(self) -> Mapping[str, int]: ...
+
+    @property
+    def heartbeat_ms(self) -> int: ...
+
+    def ready(self) -> None: ...
+
+    def beat(self) -> None: ...
+
+
+class Builder:
+    """One incarnation and what it holds."""
+
+    def __init__(self, generation: int, nodes: Nodes) -> None:
+        """Also finishes what an incarnation began that was killed in the middle."""
+        self._generation = generation
+        self._nodes = nodes
+        self._devices: dict[str, int] = {}
+        self._made = 0
+        try:
+            self._mapper: DeviceMapper | None = DeviceMapper(nodes)
+        except Missing:
+            self._mapper = None
+        else:
+            self._sweep(self._mapper)
+
+    def _sweep(self, mapper: DeviceMapper) -> None:
+        """Devices of earlier incarnations go as soon as nobody holds them; most were told so already."""
+        for name in mapper.names():
+            if name.startswith(PREFIX):
+                mapper.forget(name)
+
+    def welcome(self, *, id: int = 0, asker: int = 0) -> Welcome:
+        """Who we are and what we hold."""
+        return Welcome(id=id, asker=asker, generation=self._generation, devices=tuple(self._devices))
+
+    def answer(self, request: Request, fds: Sequence[int]) -> tuple[Answer, list[int]]:
+        """Do what is asked; the answer and the descriptors that go with it, which stay ours."""
+        try:
+            match request:
+                case Hello(id=number, asker=asker):
+                    return self.welcome(id=number, asker=asker), []
+                case Device():
+                    return self._device(request, fds)
+                case Release():
+                    return self._release(request), []
+        except Missing as missing:
+            return self._refuse(request, Refusal.MISSING, str(missing)), []
+        except OSError as error:
+            return self._refuse(request, Refusal.KERNEL, str(error)), []
+
+    def _device(self, request: Device, fds: Sequence[int]) -> tuple[Answer, list[int]]:
+        backing = describe(fds[0]) if len(fds) == 1 else None
+        if stale := verdict.addressed(request.generation, self._generation):  # INV-BUILD-2
+            return self._refuse(request, Refusal.STALE, stale), []
+        if wrong := verdict.region(request.offset, request.length, backing):
+            return self._refuse(request, Refusal.INVALID, wrong), []
+        checked = request.verity
+        if checked is not None and (
+            wrong := verdict.tree(
+                checked.root_hash, checked.salt, checked.blocks, checked.hash_offset, request.length
+            )
+        ):
+            return self._refuse(request, Refusal.INVALID, wrong), []
+        if full := verdict.room_for(self._devices):
+            return self._refuse(request, Refusal.LIMIT, full), []
+        self._made += 1
+        name = f"{PREFIX}{self._generation}-{self._made}"
+        self._devices[name] = fd = self._make(name, fds[0], request)
+        head = {"id": request.id, "asker": request.asker, "generation": self._generation}
+        return Made(**head, name=name, verified=checked is not None), [fd]
+
+    def _make(self, name: str, backing: int, request: Device) -> int:
+        """The device. Raises Missing, OSError; nothing is left then."""
+        checked = request.verity
+        if checked is not None and self._mapper is None:
+            raise Missing("device-mapper")
+        loop = loops.attach(self._nodes, backing, request.offset, request.length, name)
+        if checked is None or self._mapper is None:
+            return loop
+        table = devicemapper.Verity(
+            root_hash=checked.root_hash,
+            salt=checked.salt,
+            blocks=checked.blocks,
+            hash_start=checked.hash_offset // verdict.BLOCK,
+        )
+        try:
+            return self._mapper.make_verity(name, loop, table)
+        finally:
+            os.close(loop)
+
+    def _release(self, request: Release) -> Answer:
+        if stale := verdict.addressed(request.generation, self._generation):
+            return self._refuse(request, Refusal.STALE, stale)
+        fd = self._devices.pop(request.name, None)
+        if fd is None:
+            return self._refuse(request, Refusal.UNKNOWN, "there is no such device")
+        os.close(fd)
+        head = {"id": request.id, "asker": request.asker, "generation": self._generation}
+        return Released(**head, name=request.name)
+
+    def _refuse(self, request: Request, why: Refusal, reason: str) -> Refused:
+        return Refused(
+            id=request.id, asker=request.asker, generation=self._generation, why=why, reason=reason
+        )
+
+
+def describe(fd: int) -> verdict.Backing:
+    """What a descriptor is. Raises OSError."""
+    mode = os.fstat(fd).st_mode
+    suitable = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    readable = flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR) and not flags & os.O_PATH
+    # Where the descriptor stands belongs to whoever gave it; nobody reads from there.
+    size = os.lseek(fd, 0, os.SEEK_END) if suitable and readable else 0
+    return verdict.Backing(readable=readable, suitable=suitable, size=size)
+
+
+def say(sentence: str) -> None:
+    """One line in the log."""
+    print(f"builder: {sentence}", file=sys.stderr, flush=True)
+
+
+def send(line: socket.socket, answer: Answer, fds: list[int]) -> None:
+    """One answer. A freezer that does not read loses it; what it holds of ours it learns by a hello."""
+    try:
+        socket.send_fds(line, [protocol.encode(answer)], fds, socket.MSG_DONTWAIT)
+    except (BlockingIOError, ConnectionError) as error:
+        say(f"an answer is not taken: {error}")
+
+
+def hear(line: socket.socket, builder: Builder) -> None:
+    """One datagram of the line, if there is one, and the answer to it."""
+    try:
+        datagram, fds, flags, _ = socket.recv_fds(
+            line, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        )
+    except BlockingIOError:
+        return
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise Unreadable("more than one message may hold")
+        request = protocol.decode_request(datagram)
+        answer, made = builder.answer(request, fds)
+    except Unreadable as error:
+        say(f"not a request: {error}")
+        return
+    finally:
+        for fd in fds:
+            os.close(fd)
+    send(line, answer, made)
+
+
+def main(place: Place) -> None:
+    """Say hello, then answer. Never returns."""
+    line = socket.socket(fileno=place.fds[PAIR])
+    builder = Builder(place.generation, Nodes(NODES))
+    send(line, builder.welcome(), [])
+    place.ready()
+    readable = select.poll()
+    readable.register(line, select.POLLIN)
+    while True:
+        place.beat()
+        if readable.poll(place.heartbeat_ms):
+            hear(line, builder)
