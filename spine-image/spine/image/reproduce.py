@@ -135,7 +135,8 @@ def _build(tree: Path, home: Path, habits: dict[str, str]) -> dict[str, object]:
         check=False,
     )
     if done.returncode != 0:
-        raise SpineError(f"the build in {home} failed", f"it ended with {done.returncode}", "./spine build")
+        why = done.stdout.decode(errors="replace")[-2000:] or f"it ended with {done.returncode}"
+        raise SpineError(f"the build in {home} failed", why, "./spine build")
     report = json.loads(done.stdout)
     assert isinstance(report, dict)
     return report
