@@ -23,7 +23,7 @@ from spine.errors import SpineError
 from spine.ground.port import PortFailure, schemas
 from tests.integration.live import Live, spine, within
 
-ORGANS = {"gate", "integrity", "netroom", "operator"}
+ORGANS = {"gate", "integrity", "netroom", "freezer", "umbilical", "operator"}
 
 
 def test_status_follows_its_contract(live: Live) -> None:
