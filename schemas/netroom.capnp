@@ -23,6 +23,6 @@ interface Netroom @0xb7d4e09a3c58f162 {
   # Keeps every interface in a namespace of its own.
 
   links @0 () -> (links :List(Link))
-    $callers(["operator"]) $deadlineMs(5000) $idempotent;
+    $callers(["freezer", "operator"]) $deadlineMs(5000) $idempotent;
   # Every interface but loopback, as the kernel lists them now.
 }

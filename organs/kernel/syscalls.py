@@ -163,6 +163,10 @@ GROUPS: Final[Mapping[str, Group]] = {
             Rule("ioctl", (Check(1, (PIDFD_GET_INFO,)),), ENOTTY),
         ),
     ),
+    "line": Group(
+        "to speak on a socket that was handed over connected; none is made, none is connected",
+        _calls("sendto sendmsg recvfrom recvmsg getsockname getpeername getsockopt"),
+    ),
     "files-read": Group(
         "to read files by path: the state of the spine, modules, time zones",
         (

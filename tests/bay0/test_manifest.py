@@ -34,8 +34,16 @@ def test_each_rule_refuses(path: Path) -> None:
 
 def test_the_real_manifest() -> None:
     real = load(str(REAL))
-    assert list(real.organs) == ["gate", "integrity", "netroom", "freezer", "umbilical", "operator"]
-    gate, integrity, netroom, freezer, umbilical, operator = real.organs.values()
+    assert list(real.organs) == [
+        "gate",
+        "integrity",
+        "netroom",
+        "freezer",
+        "builder",
+        "umbilical",
+        "operator",
+    ]
+    gate, integrity, netroom, freezer, builder, umbilical, operator = real.organs.values()
     assert (freezer.subtree, umbilical.subtree) == ("rooms", None)
     assert [m.at for m in gate.mounts] == ["/persist"]
     assert gate.control is None
@@ -44,7 +52,9 @@ def test_the_real_manifest() -> None:
     assert operator.image is Image.DEVELOPMENT
     assert netroom.networks == {"parking"}
     powers = {name: organ.capabilities for name, organ in real.organs.items() if organ.capabilities}
-    assert powers == {"netroom": {"NET_ADMIN"}}
+    assert powers == {"netroom": {"NET_ADMIN"}, "builder": {"SYS_ADMIN", "MKNOD"}}
+    assert (builder.uid, builder.pair) == (0, "freezer")
+    assert all(organ.bus and organ.uid > 0 for organ in real.organs.values() if organ is not builder)
     assert gate.memory_max == 96 * 1024**2
 
 
@@ -52,7 +62,14 @@ def test_the_real_manifest_without_development() -> None:
     """Stanzas stand alone: the production image's manifest is this one with a stanza cut out."""
     text = REAL.read_text()
     start = text.index("[organs.operator]")
-    assert list(decode(text[:start]).organs) == ["gate", "integrity", "netroom", "freezer", "umbilical"]
+    assert list(decode(text[:start]).organs) == [
+        "gate",
+        "integrity",
+        "netroom",
+        "freezer",
+        "builder",
+        "umbilical",
+    ]
 
 
 def test_no_organ_may_hold_what_opens_every_socket() -> None:

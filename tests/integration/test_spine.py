@@ -23,7 +23,7 @@ from spine.errors import SpineError
 from spine.ground.port import PortFailure, schemas
 from tests.integration.live import Live, spine, within
 
-ORGANS = {"gate", "integrity", "netroom", "freezer", "umbilical", "operator"}
+ORGANS = {"gate", "integrity", "netroom", "freezer", "builder", "umbilical", "operator"}
 
 
 def test_status_follows_its_contract(live: Live) -> None:
@@ -250,7 +250,7 @@ def test_a_flood_of_calls_is_answered_one_by_one(live: Live) -> None:
 
 
 @pytest.mark.proves("INV-REAP-3")
-@pytest.mark.parametrize("name", ["gate", "zygote"])
+@pytest.mark.parametrize("name", ["gate", "zygote", "builder"])
 def test_a_killed_process_comes_back_and_no_call_hangs(live: Live, name: str) -> None:
     live.call("gate.put", persona="killed", key=b"before", value=name.encode())
     before = live.table()
