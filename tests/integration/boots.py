@@ -20,3 +20,4 @@ class Boot(Enum):
     CUT_SEEDED_AFTER = "the get after the cut of that gate"
     FLIPPED_ROOT = "a flipped byte in a block that boot reads"
     FLIPPED_TREE = "a flipped byte in the hash tree"
+    BUILDER = "checked devices of the builder, and a network card that is parked"

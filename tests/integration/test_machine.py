@@ -6,6 +6,7 @@ own; whatever happens, they are ended.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -33,6 +34,17 @@ PANIC_S = 240.0
 PowerOn = Callable[..., Live]
 UKI = re.compile(r"spine-([ab])\+(\d)-(\d)\.efi")
 GATE_STORE = "organs/gate/store.py"
+FREEZER = "organs/freezer/organ.py"
+# The freezer as it is, and `asker.py` in a thread of it.
+ASKING = """
+
+async def main(spine: Spine) -> None:
+    import threading
+
+    threading.Thread(target=ask_builder, args=(spine,), daemon=True).start()
+    await freeze(spine)
+"""
+CARD = ("-netdev", "user,id=card,restrict=on", "-device", "virtio-net-pci,netdev=card,mac=52:54:00:12:34:56")
 
 
 @pytest.fixture
@@ -173,6 +185,52 @@ def test_the_power_cut_catches_a_gate_that_skips_its_flush(
         out / "spine.img", tmp_path, power_on, (Boot.CUT_SEEDED, Boot.CUT_SEEDED_AFTER)
     )
     assert value is None, f"the seeded bug was not seen at entry {cut}"
+
+
+@pytest.mark.proves("INV-BUILD-4")
+@pytest.mark.proves("INV-BUILD-5")
+@pytest.mark.proves("INV-NET-1")
+def test_the_builder_checks_blocks_and_a_card_is_parked(
+    report: Mapping[str, object], tmp_path: Path, power_on: PowerOn
+) -> None:
+    assert report["version"]
+    freezer = (paths.ROOT / FREEZER).read_text()
+    asking = freezer.replace("async def main(", "async def freeze(")
+    assert asking != freezer
+    asking += (Path(__file__).parent / "asker.py").read_text().split('"""', 2)[2] + ASKING
+    out = tmp_path / "out"
+    build(out, replace={FREEZER: asking.encode()}, progress=Progress())
+    live = power_on(Boot.BUILDER, out / "spine.img", extra=CARD)
+    facts: dict[str, object] = {}
+
+    def told(fact: str) -> bool:
+        text = live.call("operator.log", organ="freezer", bytes=16384)["text"]
+        assert isinstance(text, bytes)
+        for found in re.findall(r"^asker: (.*)$", text.decode(), re.MULTILINE):
+            facts.update(json.loads(found))
+        return fact in facts
+
+    within("asked the builder", lambda: told("kill the builder"))
+    before = live.table()["builder"]
+    live.probe("kill", "builder", 9)
+    within("all devices gone", lambda: told("all is gone"))
+    assert facts == {
+        "checked": True,
+        "same": True,
+        "blocks": ["00", "01", "02", "Input/output error", "04", "05", "06", "07"],
+        "wrong root": "Input/output error",
+        "released is gone": True,
+        "kill the builder": None,
+        "its own is gone": True,
+        "held goes on": "01",
+        "all is gone": True,
+    }
+    assert live.restarted("builder", before)
+    assert live.call("netroom.links") == {
+        "links": [{"name": "eth0", "mac": "52:54:00:12:34:56", "state": "parked"}]
+    }
+    network = json.loads(str(live.call("operator.status")["json"]))["network"]
+    assert network == {"interfaces": ["lo"], "addresses": []}
 
 
 def offset_in_slot(disk: Path, slot: str, inside: int) -> int:
