@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 from organs.freezer import focus
 from organs.freezer.focus import Act, Blocker, Effect, Event, Kernel, Phase, State, Step
@@ -36,13 +37,21 @@ class Truth:
         return not (self.asked and self.frozen)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pair:
     """What the machine believes and what is. `pending`: acts and builds asked for and not answered."""
 
     state: State
     rooms: tuple[tuple[str, Truth], ...] = ()
     pending: frozenset[tuple[Step | None, str]] = frozenset()
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.state, self.rooms, self.pending))
+
+    def __hash__(self) -> int:
+        # An exploration asks for it several times, and it is most of the work.
+        return self._hash
 
     def truth(self, name: str) -> Truth | None:
         """The room as it is, None when there is none."""
@@ -165,6 +174,7 @@ def _bits(room: Truth | None) -> tuple[bool, ...]:
     return (room.asked, room.frozen, room.connected, room.granted, room.spoken, room.killed)
 
 
+@cache
 def canonical(pair: Pair, names: tuple[str, ...]) -> Pair:
     """The same pair with its unbounded and its meaningless parts taken out.
 
