@@ -36,12 +36,16 @@ from organs.manifest import CAPABILITIES, Organ, load
 SOCKET_FD: Final = 3
 STATUS_FD: Final = 4
 EXIT_KERNEL: Final = 111
+# What making an organ takes: its mounts and namespaces, the owner of its store, its ids and sets.
+OWN_CAPABILITIES: Final = frozenset({"SYS_ADMIN", "CHOWN", "FOWNER", "SETUID", "SETGID", "SETPCAP"})
 
 
 def main() -> NoReturn:
     """Warm up, say so, then make organs until bay0 closes its end."""
     manifest = load(layout.MANIFEST)
     processes.rename("zygote")
+    granted = OWN_CAPABILITIES.union(*(organ.capabilities for organ in manifest.organs.values()))
+    privileges.narrow({CAPABILITIES.index(name) for name in granted})  # INV-PRIV-4
     runtime.preload()
     # What is imported now is never garbage: without this, a collection in a child would touch, and so copy,
     # every page that is shared with it.

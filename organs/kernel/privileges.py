@@ -24,6 +24,7 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAP_VERSION_3: Final = 0x2008_0522
+CAP_SETPCAP: Final = 8
 
 # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE with their locks: uid 0 means nothing any more, for ever.
 # KEEP_CAPS stays off and gets its lock as well.
@@ -50,12 +51,7 @@ def drop(uid: int, gid: int, capabilities: Collection[int]) -> None:
     assert (uid > 0 and gid > 0) or (uid == gid == 0 and capabilities)
     os.umask(UMASK)
     # 1 While we still hold SETPCAP: whatever is run later, it can never hold more than this.
-    for number in range(CAPABILITIES_MAX):
-        if number in capabilities:
-            continue
-        if _libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0) < 0:
-            break
-        _prctl("drop from the bounding set", PR_CAPBSET_DROP, number, number)
+    _bound(capabilities)
     # 2 Keep the permitted set across the change of uid; without this there is nothing left to choose from.
     _prctl("keep capabilities", PR_SET_KEEPCAPS, 1)
     # 3 Groups before ids: afterwards we may not. All three ids at once, so that no saved id leads back.
@@ -74,7 +70,23 @@ def drop(uid: int, gid: int, capabilities: Collection[int]) -> None:
     _prctl("make undumpable", PR_SET_DUMPABLE, 0)
 
 
-CAP_SETPCAP: Final = 8
+def narrow(capabilities: Collection[int]) -> None:
+    """Stay root with these capabilities (numbers), where there are that many, and no way to get more.
+
+    A container's root may have come with fewer. Raises KernelError.
+    """
+    held = {number for number in capabilities if _libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0) == 1}
+    _bound(held)
+    _capset(held)
+
+
+def _bound(capabilities: Collection[int]) -> None:
+    for number in range(CAPABILITIES_MAX):
+        if number in capabilities:
+            continue
+        if _libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0) < 0:
+            break
+        _prctl("drop from the bounding set", PR_CAPBSET_DROP, number, number)
 
 
 def _prctl(what: str, option: int, value: int, on: object = "") -> None:

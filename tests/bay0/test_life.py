@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 from organs import layout
+from organs.bay0.zygote import OWN_CAPABILITIES
+from organs.manifest import CAPABILITIES
 from tests.bay0.spine import (
     GATE,
     INTEGRITY,
@@ -119,6 +121,18 @@ def test_an_organ_has_the_powers_of_its_stanza_and_no_others(tmp_path: Path, dis
             assert re.search(r"Max core file size +0 +0 ", limits)
             # Undumpable: its memory belongs to root, even for its own uid.
             assert os.stat(f"/proc/{pid}/environ").st_uid == 0
+
+
+@pytest.mark.proves("INV-PRIV-4")
+def test_the_zygote_holds_what_making_organs_takes(tmp_path: Path) -> None:
+    wide = stanza("wide", 2102).replace("capabilities = []", 'capabilities = ["NET_ADMIN"]')
+    with running(tmp_path, ALPHA, wide) as spine:
+        spine.wait_ready("wide")
+        facts = status(spine.host_pid("zygote"))
+        mask = sum(1 << CAPABILITIES.index(name) for name in (*OWN_CAPABILITIES, "NET_ADMIN"))
+        for key in ("CapPrm", "CapEff", "CapBnd"):
+            assert int(facts[key], 16) == mask & int(status(os.getpid())["CapBnd"], 16), key
+        assert int(facts["CapInh"], 16) == int(facts["CapAmb"], 16) == 0
 
 
 @pytest.mark.proves("INV-STATE-1")
