@@ -33,6 +33,7 @@ IDEMPOTENT_ID: Final = 0xD8A6F0C3B1E27403
 FD_ID: Final = 0xD8A6F0C3B1E27404
 SECRET_ID: Final = 0xD8A6F0C3B1E27405
 HOST_PORT_ID: Final = 0xD8A6F0C3B1E27406
+DISRUPTIVE_ID: Final = 0xD8A6F0C3B1E27407
 
 _INTEGERS: Final = {
     f"{sign}int{bits}": (-(1 << bits - 1), (1 << bits - 1) - 1) if sign == "" else (0, (1 << bits) - 1)
@@ -100,6 +101,7 @@ class Method:
     deadline_ms: int
     idempotent: bool
     takes_fd: bool
+    disruptive: bool
     doc: str
     params: tuple[Field, ...]
     results: tuple[Field, ...]
@@ -274,6 +276,7 @@ class _Loading:
                 deadline_ms=int(annotations[DEADLINE_ID].uint32) if DEADLINE_ID in annotations else 0,
                 idempotent=IDEMPOTENT_ID in annotations,
                 takes_fd=FD_ID in annotations,
+                disruptive=DISRUPTIVE_ID in annotations,
                 doc=member_docs[ordinal] if ordinal < len(member_docs) else "",
                 params=params.fields,
                 results=results.fields,

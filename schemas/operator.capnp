@@ -3,6 +3,7 @@
 
 using import "spine.capnp".callers;
 using import "spine.capnp".deadlineMs;
+using import "spine.capnp".disruptive;
 using import "spine.capnp".hostPort;
 using import "spine.capnp".idempotent;
 
@@ -18,11 +19,11 @@ interface Operator @0xdb90e6a4257f1c83 $hostPort {
   # The last `bytes` bytes of the organ's log.
 
   probe @2 (name :Text, organ :Text, signal :UInt8) -> (json :Text)
-    $callers(["host"]) $deadlineMs(15000);
+    $callers(["host"]) $deadlineMs(15000) $disruptive;
   # Runs one of the named probes of the development image; the answer is JSON.
 
   power @3 (action :Text) -> ()
-    $callers(["host"]) $deadlineMs(5000);
+    $callers(["host"]) $deadlineMs(5000) $disruptive;
   # `reboot` or `poweroff`. The answer says that it was asked, not that it happened.
 
   tap @4 () -> ()

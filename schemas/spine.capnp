@@ -21,6 +21,10 @@ annotation fd @0xd8a6f0c3b1e27404 (method) :Void;
 annotation secret @0xd8a6f0c3b1e27405 (field, param) :Void;
 # The value belongs to a persona: recordings keep its length and nothing else.
 
+annotation disruptive @0xd8a6f0c3b1e27407 (method) :Void;
+# A call of the method may end a process or the system, as its parameters say. Tests that are made from the schemas
+# call such a method with bodies that are refused, and never with parameters that fit.
+
 annotation hostPort @0xd8a6f0c3b1e27406 (interface) :Void;
 # This interface is the one that the person at ./spine reaches. At most one interface carries it, and only its
 # methods may name `host` as a caller.

@@ -36,7 +36,7 @@ def covered() -> str:
     hashed = hashlib.sha256()
     for directory in COVERED:
         for path in sorted((paths.ROOT / directory).rglob("*")):
-            if path.suffix in (".py", ".capnp", ".toml"):
+            if path.suffix in (".py", ".capnp", ".toml") and not path.name.startswith("test_"):
                 hashed.update(f"{path.relative_to(paths.ROOT)} {path.stat().st_size}\n".encode())
                 hashed.update(path.read_bytes())
     return hashed.hexdigest()

@@ -37,7 +37,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.proves("INV-BUS-2")
 @pytest.mark.proves("INV-GATE-2")
-@pytest.mark.proves("INV-BOOT-1")
+@pytest.mark.proves("INV-REAP-2")
 def test_under_fire_every_call_ends_and_nothing_acknowledged_is_lost(home: Path) -> None:
     result = round_of(home, KILLS, "suite", development(), spare_port=False)
     assert not result.violations

@@ -51,6 +51,7 @@ def test_any_manifest_keeps_just_its_production_stanzas(organs: dict[str, str]) 
         "organs/operator/organ.py",
         "organs/operator/__init__.py",
         "bus/compile.py",
+        "bus/reference.py",
     ],
 )
 def test_production_does_not_carry_what_serves_development(path: str) -> None:

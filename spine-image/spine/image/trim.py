@@ -109,6 +109,9 @@ WHEELS_OUT = (
 )
 # trio.testing is imported by nothing but tests, yet trio's own package names it lazily; it stays out above.
 
+# What reads the schemas' text or writes about them runs where images are built, and nowhere else.
+BUILD_ONLY = frozenset({"bus/compile.py", "bus/reference.py"})
+
 _STDLIB_NAMES = tuple(name for names in STDLIB_OUT.values() for name in names.split())
 
 
@@ -138,8 +141,7 @@ def keep_own(path: str, development_organs: frozenset[str], *, production: bool)
     parts = path.split("/")
     if not path.endswith(".py") or parts[0] not in ("organs", "bus"):
         return False
-    # The schema compiler runs at build time only.
-    if path == "bus/compile.py":
+    if path in BUILD_ONLY:
         return False
     if not production:
         return True
