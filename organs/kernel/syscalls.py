@@ -188,6 +188,13 @@ GROUPS: Final[Mapping[str, Group]] = {
             Rule("fcntl", (Check(1, (F_GETLK, F_SETLK, F_SETLKW, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW)),)),
         ),
     ),
+    "cgroups": Group(
+        "to make and remove cgroups, and to write to the files that the kernel puts there; no file is made",
+        (
+            Rule("openat", (Check(2, (0,), O_CREAT | O_TRUNC | O_TMPFILE),), EACCES),
+            *_calls("mkdir rmdir"),
+        ),
+    ),
     "device-write": Group(
         "to write durably to a device that was handed over open",
         _calls("pwrite64 pwritev pwritev2 fsync fdatasync"),
