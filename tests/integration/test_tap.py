@@ -86,6 +86,8 @@ def test_a_slow_reader_counts_what_it_lost(container: Live) -> None:
         last: dict[str, int] = {}
         while (body := tap.event(time.monotonic() + 1.0)) is not None:
             record = unpack_record(body)
+            if record.organ not in ("gate", "operator"):
+                continue  # other organs may have something to say meanwhile
             gaps.see(record)
             arrived += 1
             first.setdefault(record.organ, record.seq)
@@ -94,18 +96,29 @@ def test_a_slow_reader_counts_what_it_lost(container: Live) -> None:
         port.call("gate.usage", {"persona": "slow"})
         while (body := tap.event(time.monotonic() + 1.0)) is not None:
             record = unpack_record(body)
+            if record.organ not in first:
+                continue
             gaps.see(record)
             arrived += 1
             last[record.organ] = record.seq
     sent = sum(last[organ] - first[organ] + 1 for organ in last)
-    assert set(last) == {"gate", "operator"}
+    assert {"gate", "operator"} <= set(last)
     assert sent >= 4 * calls
     assert arrived + gaps.lost == sent
 
 
 @pytest.mark.machine
 def test_the_machine_is_tapped_while_it_is_called(machine: Live) -> None:
-    command = [str(paths.ROOT / "spine"), "tap", "--machine", "--json", "--count", "8"]
+    command = [
+        str(paths.ROOT / "spine"),
+        "tap",
+        "--machine",
+        "--json",
+        "--method",
+        "gate.usage",
+        "--count",
+        "8",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as tap:
         try:
             assert tap.stderr is not None

@@ -10,7 +10,7 @@ import pytest
 
 from spine.ground import cgroups, state
 from spine.ground.container import Container
-from tests.integration.live import Live, spine
+from tests.integration.live import Live, spine, within
 
 
 def namespaces_of(pid: int) -> set[int]:
@@ -49,7 +49,7 @@ def test_a_stop_is_orderly_and_leaves_nothing(live: Live) -> None:
     assert "spine: stage persist.unmounted" in said
     assert "spine: stage poweroff" in said
     assert state.read(state.directory(live.kind)) is None
-    assert not os.path.exists(f"/proc/{pid}")
+    within("its process is gone", lambda: not os.path.exists(f"/proc/{pid}"))
     assert not ground.port_path.exists()
     assert not inside & namespaces_in_use()
     loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout
