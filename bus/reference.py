@@ -105,11 +105,16 @@ def _prose(comment: str) -> str:
     return " ".join(comment.split())
 
 
-def written_from(schemas_dir: Path, manifest_path: Path) -> dict[str, str]:
-    """The pages of a directory of schemas. SchemaRefused, FileNotFoundError as `bus.compile`."""
+def parsed(schemas_dir: Path, manifest_path: Path) -> Schemas:
+    """The schemas of a directory. SchemaRefused, FileNotFoundError as `bus.compile`."""
     with tempfile.TemporaryDirectory() as out:
         schema_compiler.compile_schemas(schemas_dir, manifest_path, Path(out))
-        return pages(wire.parse((Path(out) / "schemas.cgr").read_bytes()))
+        return wire.parse((Path(out) / "schemas.cgr").read_bytes())
+
+
+def written_from(schemas_dir: Path, manifest_path: Path) -> dict[str, str]:
+    """The pages of a directory of schemas. SchemaRefused, FileNotFoundError as `bus.compile`."""
+    return pages(parsed(schemas_dir, manifest_path))
 
 
 def main() -> int:

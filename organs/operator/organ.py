@@ -178,8 +178,11 @@ class Session:
             params = method.decode_params(body)
         except PeerError as error:
             raise Failure(Code.BAD_MESSAGE, str(error)) from None
-        remaining_s = (deadline_ns - time.monotonic_ns()) / 10**9
-        with trio.move_on_after(max(0.0, remaining_s)):
+        now_ns = time.monotonic_ns()
+        remaining_ns = min(deadline_ns - now_ns, method.deadline_ms * 10**6)
+        if remaining_ns <= 0:  # INV-BUS-2
+            raise Failure(Code.DEADLINE, "time was up before it began")
+        with trio.move_on_after(remaining_ns / 10**9):
             return method.encode_results(await self._own[method.name](params))
         raise Failure(Code.DEADLINE, f"operator.{method.name} took too long")
 
