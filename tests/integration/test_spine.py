@@ -194,7 +194,9 @@ def test_garbage_on_the_port_is_answered_and_the_stream_goes_on(live: Live) -> N
         sock.sendall(b"A" * (3 * 1024 * 1024) + b"\n")
         sock.sendall(base64.b64encode(os.urandom(64)) + b"\n")
         sock.sendall(framed(Envelope(kind=Kind.EVENT, id=5)))
-        hostile = Envelope(kind=Kind.CALL, id=6, interface=gate.id, ordinal=0, body=os.urandom(64))
+        hostile = Envelope(
+            kind=Kind.CALL, id=6, deadline_ns=60 * 10**9, interface=gate.id, ordinal=0, body=os.urandom(64)
+        )
         sock.sendall(framed(hostile))
         sock.sendall(framed(Envelope(kind=Kind.HELLO, id=777)))
         seen = answers(sock, 777)
