@@ -1,6 +1,6 @@
 """A freezer's side of the line to the builder, put into the image for a test: it asks and says what it saw.
 
-`ask_builder` runs in a thread of the real freezer, with its powers and its filter. Each fact is one line of
+`ask_builder` runs in a thread of the real freezer, with its powers. Each fact is one line of
 JSON in the freezer's log after `asker: `.
 """
 

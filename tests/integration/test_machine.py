@@ -35,6 +35,7 @@ PowerOn = Callable[..., Live]
 UKI = re.compile(r"spine-([ab])\+(\d)-(\d)\.efi")
 GATE_STORE = "organs/gate/store.py"
 FREEZER = "organs/freezer/organ.py"
+MANIFEST = "organs/manifest.toml"
 # The freezer as it is, and `asker.py` in a thread of it.
 ASKING = """
 
@@ -200,8 +201,12 @@ def test_the_builder_checks_blocks_and_a_card_is_parked(
     asking = freezer.replace("async def main(", "async def freeze(")
     assert asking != freezer
     asking += (Path(__file__).parent / "asker.py").read_text().split('"""', 2)[2] + ASKING
+    # It writes the personas it asks for, which the freezer itself may not.
+    manifest = (paths.ROOT / MANIFEST).read_text()
+    writing = manifest.replace('"files-read", "cgroups"]', '"files-read", "files-write", "cgroups"]')
+    assert writing != manifest
     out = tmp_path / "out"
-    build(out, replace={FREEZER: asking.encode()}, progress=Progress())
+    build(out, replace={FREEZER: asking.encode(), MANIFEST: writing.encode()}, progress=Progress())
     live = power_on(Boot.BUILDER, out / "spine.img", extra=CARD)
     facts: dict[str, object] = {}
 
