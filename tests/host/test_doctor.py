@@ -38,7 +38,7 @@ def test_the_whole_fails_only_when_nothing_can_run(change: dict[str, str], able:
 def test_the_packages_are_the_launchers() -> None:
     text = (ROOT / "spine").read_text(encoding="utf-8")
     groups = doctor.package_groups(text)
-    assert set(groups) == {"base", "talk", "build", "boot"}
+    assert set(groups) == {"base", "talk", "build", "boot", "test"}
     assert "qemu-system-x86" in groups["boot"]
     assert "binutils" in groups["build"]
     # Every group is used by the launcher.
