@@ -127,7 +127,9 @@ def packages() -> Finding:
         return Finding(PASS, "packages", f"all {len(names)} are installed")
     sudo = "" if os.geteuid() == 0 else "sudo "
     fix = f"{sudo}apt-get install --no-install-recommends {' '.join(lacking)}"
-    return Finding(WARN, "packages", f"not installed: {' '.join(lacking)} (each verb installs what it needs)", fix)
+    return Finding(
+        WARN, "packages", f"not installed: {' '.join(lacking)} (each verb installs what it needs)", fix
+    )
 
 
 def package_groups(launcher: str) -> dict[str, list[str]]:
