@@ -151,12 +151,20 @@ def test_bytes_that_look_like_paths_are_plain_keys(live: Live) -> None:
 
 @pytest.mark.proves("INV-PORT-2")
 def test_a_method_not_for_the_operator_is_refused_by_name(live: Live) -> None:
-    # Nothing in the schemas is forbidden to the operator today but what does not exist, and its own methods
-    # are for the host: through a forged call of an unknown ordinal the port must answer and forward nothing.
+    """By the operator itself, before the bus: the callee's own refusal has another text."""
+    methods = [m for interface in schemas().interfaces.values() for m in interface.methods.values()]
+    foreign = [m for m in methods if not {"operator", "host"} & set(m.callers)]
+    assert foreign
     with live.port() as port:
-        method = schemas().interfaces["gate"].methods["get"]
+        for method in foreign:
+            with pytest.raises(PortFailure) as refused:
+                port.call_raw(method, b"")
+            assert refused.value.failure.code is Code.FORBIDDEN
+            name = f"{method.interface_name}.{method.name}"
+            assert refused.value.failure.message == f"{name} is not for the operator"
+        unknown = dataclasses.replace(schemas().interfaces["gate"].methods["get"], ordinal=999)
         with pytest.raises(PortFailure) as refused:
-            port.call_raw(dataclasses.replace(method, ordinal=999), b"")
+            port.call_raw(unknown, b"")
         assert refused.value.failure.code is Code.UNKNOWN_METHOD
         assert port.call("gate.usage", {"persona": "linda"})
 
