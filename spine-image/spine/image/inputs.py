@@ -6,6 +6,7 @@ writes inputs.lock anew. Never installs anything. An input that is gone or chang
 that renews the lock.
 """
 
+import os
 import re
 import sys
 import tomllib
@@ -117,19 +118,18 @@ def fetch_package(cache: Cache, package: Package) -> Path:
     """The .deb of a package, downloaded when the cache lacks it, with the hash of the lock."""
 
     def make(directory: Path) -> None:
+        what = f"the package {package.name} {package.version} cannot be downloaded"
+        options = ["-q", "-o", "APT::Sandbox::User=root"]
+        download = ["apt-get", *options, "download", f"{package.name}={package.version}"]
         try:
-            commands.run(
-                [
-                    "apt-get",
-                    "-q",
-                    "-o",
-                    "APT::Sandbox::User=root",
-                    "download",
-                    f"{package.name}={package.version}",
-                ],
-                cwd=directory,
-                what=f"the package {package.name} {package.version} cannot be downloaded",
-            )
+            try:
+                commands.run(download, cwd=directory, what=what)
+            except SpineError as error:
+                if error.exit_code == Exit.HOST_NOT_READY or os.geteuid() != 0:
+                    raise
+                # The lists of a new system are older than the lock. One look at the archive, one more try.
+                commands.run(["apt-get", *options, "update"], what="the package lists cannot be renewed")
+                commands.run(download, cwd=directory, what=what)
         except SpineError as error:
             if error.exit_code == Exit.HOST_NOT_READY:
                 raise
