@@ -47,7 +47,7 @@ BLOCK_DEVICES: Final = frozenset(
 )
 DEVICES: Final = BLOCK_DEVICES | frozenset(layout.PORT_NAMES)
 FILE_SYSTEMS: Final = frozenset({"ext4"})
-ASKS: Final = frozenset({"reboot", "poweroff", "probe"})
+ASKS: Final = frozenset({"reboot", "poweroff", "probe", "keep"})
 TOLD: Final = frozenset({"healthy"})
 # Network namespaces that bay0 makes at boot and keeps for as long as it lives.
 NETWORKS: Final = frozenset({layout.PARKING})
