@@ -3,7 +3,10 @@
 
 using import "spine.capnp".callers;
 using import "spine.capnp".deadlineMs;
+using import "spine.capnp".fd;
+using import "spine.capnp".gives;
 using import "spine.capnp".idempotent;
+using import "spine.capnp".secret;
 
 struct Room @0xd35a9c07e1f8b264 {
   # One room as the freezer knows it.
@@ -20,6 +23,15 @@ struct Room @0xd35a9c07e1f8b264 {
 
   blocker @3 :Text;
   # What last kept the room from freezing or ending: process id and what it waits for. Empty when nothing did.
+
+  version @4 :UInt32;
+  # The version of the persona's image.
+
+  store @5 :Text;
+  # Under what name the gate keeps the persona's state: its own name and the id of the key that signed it.
+
+  network @6 :Text;
+  # What the room has of a network: `none`, `cut`, or `connected` with the address it got, if it got one yet.
 }
 
 struct Line @0xa41f6d82c50e93b7 {
@@ -36,6 +48,10 @@ struct Line @0xa41f6d82c50e93b7 {
 
   gapNs @3 :UInt64;
   # How long the room stood still before it ran again, in nanoseconds; 0 when it has not, or is not known.
+
+  cgroup @4 :UInt64;
+  # The number of the room's cgroup, which no other room had since the boot. A room by the same name with another
+  # number is another room.
 }
 
 interface Freezer @0x95d7c20e4ab8f613 {
@@ -63,4 +79,31 @@ interface Freezer @0x95d7c20e4ab8f613 {
     $callers(["umbilical"]) $deadlineMs(10000) $idempotent;
   # The line of each room, once their version is not `seen`; at once when `seen` is not the present one, and with
   # nothing new after a few seconds. No version is used by two incarnations.
+
+  start @5 (persona :Text) -> ()
+    $callers(["operator"]) $deadlineMs(60000);
+  # Makes a room for an installed persona; answered when it is there, frozen. NOT_FOUND when it is not installed,
+  # CORRUPT when its image is not what was signed, BUSY when it has a room, FULL when there are as many as may be.
+
+  stop @6 (persona :Text) -> ()
+    $callers(["operator"]) $deadlineMs(30000);
+  # Ends every process of the room; answered when the kernel says that none is left.
+
+  exec @7 (persona :Text, argv :List(Text)) -> (pid :UInt32)
+    $callers(["operator"]) $deadlineMs(20000) $fd;
+  # Starts a program in the room that has the focus. Beside the call come its input, output and error streams, and
+  # a pipe to which `exit N` or `signal N` is written when it has ended. FROZEN when the room has not the focus.
+
+  console @8 (persona :Text, after :UInt64, waitMs :UInt32) -> (data :Data $secret, next :UInt64)
+    $callers(["operator"]) $deadlineMs(10000) $idempotent;
+  # What the room wrote to its console from byte `after` on, or from the oldest that is kept; with nothing new it
+  # is answered after `waitMs`, five seconds at most. `next` is the byte to ask for next.
+
+  type @9 (persona :Text, data :Data $secret) -> (taken :UInt32)
+    $callers(["operator"]) $deadlineMs(5000);
+  # Types into the room's console, as far as it takes it. FROZEN when the room has not the focus.
+
+  takeListener @10 (room :Text, cgroup :UInt64) -> (store :Text, uidBase :UInt32, uidCount :UInt32)
+    $callers(["umbilical"]) $deadlineMs(5000) $idempotent $gives;
+  # The listening socket of the room with this number, and who may speak on it: these user ids.
 }

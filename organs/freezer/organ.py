@@ -2,7 +2,8 @@
 
 What is decided is in `organs/freezer/focus.py`; this file carries it out, and brings back what comes of it.
 
-Touches: the cgroups of rooms, in the subtree that bay0 made for it; the bus.
+Touches: the cgroups of rooms, in the subtree that bay0 made for it; the bus; what else rooms are made of, by
+`organs/freezer/rooms.py`.
 Never: makes a process, opens a device, waits for a room: every step of a hand-over has a deadline.
 Fails: a cgroup that cannot be written fails its step, and the hand-over goes back. After a restart the
 kernel's state is read and taken for the truth.
@@ -10,25 +11,40 @@ kernel's state is read and taken for the truth.
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 import trio
 
 from bus.envelope import Code, Failure
-from organs import layout
-from organs.freezer import focus
+from bus.server import Answer, Call
+from organs import layout, persona
+from organs.freezer import facts, focus
 from organs.freezer.focus import Act, Blocker, Effect, Event, Kernel, Phase, Step
+from organs.freezer.line import Line as BuilderLine
 from organs.freezer.policy import PERSON, Refusal
+from organs.freezer.rooms import LISTENER, Peer, Room, Rooms
 from organs.kernel import cgroups
 from organs.kernel.cgroups import Standing, Subtree
 
-# `watch` answers after this long with nothing new, well inside its deadline, so that a lost peer is noticed.
+# `watch` and `console` answer after this long with nothing new at the latest, well inside their deadlines, so
+# that a lost peer is noticed.
 WATCH_S = 5.0
+PAIR: Final = "pair:builder"
+VERITY: Final = "dm-verity"
+# Programs that are started in a room and typed into it: what a person's command line can be.
+ARGV_WORDS_MAX: Final = 256
+ARGV_BYTES_MAX: Final = 32 * 1024
+# Until integrity is asked again: it may be restarting.
+AGAIN_S: Final = 1.0
+# Three streams and the pipe for the end.
+EXEC_DESCRIPTORS: Final = 4
 
 CODES: Mapping[Refusal, Code] = {
     Refusal.NO_SUCH_ROOM: Code.NOT_FOUND,
@@ -38,17 +54,26 @@ CODES: Mapping[Refusal, Code] = {
     Refusal.TOO_SOON: Code.THROTTLED,
 }
 
-Handler = Callable[[object, Mapping[str, object]], Awaitable[dict[str, object]]]
-Perform = Callable[[Step, str], Awaitable[None]]
-"""Does REVOKE, CUT, CONNECT or GRANT to a room. Raises Failure or OSError."""
-Builder = Callable[[str], Awaitable[None]]
-"""Makes a room in its frozen cgroup. Raises Failure or OSError."""
+Handler = Callable[[Call, Mapping[str, object]], Awaitable[Mapping[str, object] | Answer]]
 
 
-class Spine(Protocol):
-    """What this organ uses of the runtime."""
+class Hands(Protocol):
+    """Does to rooms what takes more than their cgroups. Raises Failure or OSError."""
 
-    async def serve(self, handlers: Mapping[str, Handler]) -> None: ...
+    async def build(self, name: str) -> None:
+        """Make a room in its frozen cgroup."""
+
+    async def perform(self, step: Step, name: str) -> None:
+        """REVOKE, CUT, CONNECT or GRANT."""
+
+    def forget(self, name: str) -> None:
+        """The room is gone."""
+
+    def find(self, name: str) -> Room | None:
+        """What is known of a complete room."""
+
+    async def exec(self, name: str, argv: Sequence[str], fds: Sequence[int]) -> int:
+        """Start a program in a room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +93,27 @@ class Wish:
         self.why = ""
 
 
+class Start:
+    """Somebody waits for a room to be made."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.failure: Failure | None = None
+
+
 class Freezer:
     """The machine with its hands: `happen` takes an event through decision and effects to the outcomes."""
 
-    def __init__(self, groups: Subtree, perform: Perform, build: Builder) -> None:
-        self._groups, self._perform, self._build = groups, perform, build
+    def __init__(self, groups: Subtree, hands: Hands) -> None:
+        self._groups, self._hands = groups, hands
         self._nursery: trio.Nursery | None = None
         self._state = focus.State()
         self._queue: deque[Event] = deque()
         self._turning = False
         self._moved = trio.Event()
         self._wishes: list[Wish] = []
+        self._starts: dict[str, Start] = {}
+        self._ends: dict[str, trio.Event] = {}
         self._refusal: Refusal | None = None
         self._moved_ns = time.monotonic_ns()
         self._froze_ns: dict[str, int] = {}
@@ -105,6 +140,7 @@ class Freezer:
         for name, standing in found.items():
             if not standing.populated:
                 self._remove(name)
+                self._hands.forget(name)
         living = [(name, kernel(standing)) for name, standing in found.items() if standing.populated]
         self._lines = {name: Line() for name, _ in living}
         self._state, effects = focus.recover(living)
@@ -195,10 +231,13 @@ class Freezer:
                     self._froze_ns.pop(room, None)
                     self._tell()
                     self._remove(room)
+                    self._hands.forget(room)
+                    if (end := self._ends.pop(room, None)) is not None:
+                        end.set()
                 case focus.Refused(reason):
                     self._refusal = reason
-                case focus.Settled(_, why):
-                    self._settle(why)
+                case focus.Settled(now, why):
+                    self._settle(now, why)
                 case _:
                     assert_never(effect)
 
@@ -226,7 +265,7 @@ class Freezer:
         why = "too late"
         with trio.move_on_after(focus.DEADLINE_MS[step] / 1000):
             try:
-                await self._perform(step, room)
+                await self._hands.perform(step, room)
             except (Failure, OSError) as error:
                 why = str(error)
             else:
@@ -235,18 +274,29 @@ class Freezer:
         self.happen(focus.Failed(step, room, why))
 
     async def _make(self, room: str) -> None:
+        failure = Failure(Code.DEADLINE, f"{room}: making it took too long")
         with trio.move_on_after(focus.BUILD_DEADLINE_MS / 1000):
             try:
                 self._groups.make(room)
-                self._say(room, Line())
-                await self._build(room)
-            except (Failure, OSError) as error:
-                say(f"{room}: not built: {error}")
+                await self._hands.build(room)
+            except Failure as error:
+                failure = error
+            except OSError as error:
+                failure = Failure(Code.REFUSED, f"{room}: {error}")
             else:
+                self._say(room, Line())
                 self.happen(focus.Built(room))
                 self._look(room)
+                self._started(room, None)
                 return
+        say(f"{room}: not built: {failure}")
         self.happen(focus.NotBuilt(room))
+        self._started(room, failure)
+
+    def _started(self, room: str, failure: Failure | None) -> None:
+        if (start := self._starts.pop(room, None)) is not None:
+            start.failure = failure
+            start.over.set()
 
     def _kill(self, room: str) -> None:
         try:
@@ -265,8 +315,13 @@ class Freezer:
         except OSError as error:
             say(f"{room}: its cgroup stays: {error}")
 
-    def _settle(self, why: str) -> None:
+    def _settle(self, now: str | None, why: str) -> None:
         self._moved_ns = time.monotonic_ns()
+        for name, _ in self._state.rooms:
+            room = self._hands.find(name)
+            # One that never had the focus has lost nothing.
+            if room is not None and room.facts.dies_unfocused and name != now and name in self._state.recent:
+                self._queue.append(focus.Stop(name))  # INV-FOCUS-6
         if why:
             say(why)
         for wish in self._wishes:
@@ -309,8 +364,12 @@ class Freezer:
                 "state": room.phase.value,
                 "cpuUsec": self._cpu_usec(name),
                 "blocker": f"{room.blocker.pid} {room.blocker.wchan}" if room.blocker else "",
+                "version": made.facts.version if made else 0,
+                "store": made.facts.store if made else "",
+                "network": made.network if made else "",
             }
             for name, room in self._state.rooms
+            for made in (self._hands.find(name),)
         ]
         return {"rooms": rooms, "focus": self._state.focus or ""}
 
@@ -345,10 +404,100 @@ class Freezer:
             with trio.move_on_after(WATCH_S):
                 await news.wait()
         lines = [
-            {"room": room, "epoch": line.epoch, "open": line.open, "gapNs": line.gap_ns}
+            {
+                "room": room,
+                "epoch": line.epoch,
+                "open": line.open,
+                "gapNs": line.gap_ns,
+                "cgroup": made.cgroup if made else 0,
+            }
             for room, line in sorted(self._lines.items())
+            for made in (self._hands.find(room),)
         ]
         return {"version": self._version, "lines": lines}
+
+    async def start(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
+        """Make a room; answered when it is complete and frozen."""
+        name = str(params["persona"])
+        if not persona.NAME.fullmatch(name):
+            raise Failure(Code.INVALID, "a persona's name is 1 to 15 lower case letters and digits")
+        if self._state.phase(name) is not Phase.ABSENT:
+            raise Failure(Code.BUSY, f"{name}: it has a room: {self._state.phase(name).value}")
+        if len(self._state.rooms) >= focus.ROOMS_MAX:
+            raise Failure(Code.FULL, f"there are {focus.ROOMS_MAX} rooms already")
+        start = self._starts[name] = Start()
+        self.happen(focus.Start(name))
+        await start.over.wait()
+        if start.failure is not None:
+            raise start.failure
+        return {}
+
+    async def stop(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
+        """End a room; answered when the kernel says that it is gone."""
+        name = self._known(params["persona"])
+        end = self._ends.setdefault(name, trio.Event())
+        self.happen(focus.Stop(name))
+        await end.wait()
+        return {}
+
+    def _known(self, value: object) -> str:
+        name = str(value)
+        if self._state.phase(name) is Phase.ABSENT:
+            raise Failure(Code.NOT_FOUND, f"{name[:64]}: {Refusal.NO_SUCH_ROOM.value}")
+        return name
+
+    def _complete(self, value: object) -> Room:
+        room = self._hands.find(self._known(value))
+        if room is None:
+            raise Failure(Code.BUSY, f"{value}: it is being made or is ending")
+        return room
+
+    def _awake(self, value: object) -> Room:
+        """A room that runs and has the focus. Raises Failure: FROZEN for any other."""
+        room = self._complete(value)
+        if self._state.focus != value or self._state.move is not None:
+            raise Failure(Code.FROZEN, f"{value}: it has not the focus")
+        return room
+
+    async def exec(self, call: Call, params: Mapping[str, object]) -> dict[str, object]:
+        """Start a program in the room that has the focus."""
+        self._awake(params["persona"])
+        argv = _words(params["argv"])
+        if len(call.fds) != EXEC_DESCRIPTORS:
+            raise Failure(Code.INVALID, "three streams and a pipe for the end must come with it")
+        return {"pid": await self._hands.exec(str(params["persona"]), argv, call.fds)}
+
+    async def console(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
+        """What a room wrote."""
+        console = self._complete(params["persona"]).console
+        if console is None:
+            raise Failure(Code.NOT_FOUND, f"{params['persona']}: its manifest asks for no console")
+        after = int(str(params["after"]))
+        with trio.move_on_after(min(WATCH_S, int(str(params["waitMs"])) / 1000)):
+            await console.wait(after)
+        data, following = console.since(after)
+        return {"data": data, "next": following}
+
+    async def type(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
+        """Type into a room's console."""
+        console = self._awake(params["persona"]).console
+        if console is None:
+            raise Failure(Code.NOT_FOUND, f"{params['persona']}: its manifest asks for no console")
+        data = params["data"]
+        assert isinstance(data, bytes)
+        return {"taken": console.type(data)}
+
+    async def take_listener(self, _call: object, params: Mapping[str, object]) -> Answer:
+        """The listener of a room, for the umbilical."""
+        room = self._complete(params["room"])
+        if room.cgroup != params["cgroup"]:
+            raise Failure(Code.STALE, f"{params['room']}: that room is gone")
+        results = {
+            "store": room.facts.store,
+            "uidBase": room.facts.uid_base,
+            "uidCount": facts.IDS_PER_ROOM,
+        }
+        return Answer(results, (os.dup(room.fds[LISTENER]),))
 
     def handlers(self) -> dict[str, Handler]:
         """The interface, method by method."""
@@ -358,6 +507,12 @@ class Freezer:
             "requestFocus": self.request_focus,
             "hushed": self.hushed,
             "watch": self.watch,
+            "start": self.start,
+            "stop": self.stop,
+            "exec": self.exec,
+            "console": self.console,
+            "type": self.type,
+            "takeListener": self.take_listener,
         }
 
 
@@ -373,18 +528,97 @@ def say(sentence: str) -> None:
     print(f"freezer: {sentence}", file=sys.stderr, flush=True)
 
 
-async def nothing_lent(_step: Step, _room: str) -> None:
-    """REVOKE, CUT, CONNECT and GRANT of a room that was lent no device and no network, as all are today."""
+def _words(value: object) -> tuple[str, ...]:
+    """A command line. Raises Failure."""
+    assert isinstance(value, list)
+    words = tuple(str(word) for word in value)
+    if not 1 <= len(words) <= ARGV_WORDS_MAX or sum(len(word.encode()) for word in words) > ARGV_BYTES_MAX:
+        raise Failure(Code.INVALID, f"a command has 1 to {ARGV_WORDS_MAX} words, of {ARGV_BYTES_MAX} bytes")
+    if any("\0" in word for word in words) or not words[0]:
+        raise Failure(Code.INVALID, "the program must have a name, and no word a zero byte")
+    return words
 
 
-async def no_builder(room: str) -> None:
-    """Rooms cannot be made yet. Raises Failure."""
-    raise Failure(Code.REFUSED, f"{room}: there is no builder of rooms")
+class Spine(Protocol):
+    """What this organ uses of the runtime."""
+
+    generation: int
+
+    @property
+    def fds(self) -> Mapping[str, int]: ...
+
+    @property
+    def bus(self) -> Bus: ...
+
+    @property
+    def kept(self) -> dict[str, int]: ...
+
+    async def keep(self, label: str, fd: int) -> None: ...
+
+    async def drop(self, label: str) -> None: ...
+
+    async def serve(self, handlers: Mapping[str, Handler]) -> None: ...
+
+
+class Bus(Protocol):
+    """What this organ may call."""
+
+    @property
+    def peers(self) -> Mapping[str, Peer]: ...
+
+
+def missing_here() -> frozenset[str]:
+    """What bay0 says that this ground lacks. Raises OSError, ValueError."""
+    with open(layout.ORGANS_JSON, encoding="utf-8") as file:
+        return frozenset(json.load(file)["boot"]["missing"])
+
+
+async def start_what_starts_by_itself(freezer: Freezer, groups: Subtree, integrity: Peer) -> None:
+    """Once a boot: rooms for the personas that ask for it; the first of them by name gets the focus."""
+    if groups.noted():
+        return
+    while True:
+        try:
+            answer = await integrity.call("personas", {})
+        except Failure as failure:
+            say(f"which personas there are is not known: {failure}")
+            await trio.sleep(AGAIN_S)
+        else:
+            break
+    rows = answer["personas"]
+    assert isinstance(rows, list)
+    first = None
+    for row in sorted(rows, key=lambda row: str(row["name"])):
+        if not persona.decode(row["manifest"]).autostart:
+            continue
+        try:
+            await freezer.start(None, {"persona": row["name"]})
+        except Failure as failure:
+            say(f"{row['name']} does not start: {failure}")
+        else:
+            first = first or str(row["name"])
+    groups.note()
+    if first is not None and freezer.state.focus is None:
+        try:
+            await freezer.focus(None, {"persona": first})
+        except Failure as failure:
+            say(f"{first} does not get the focus: {failure}")
 
 
 async def main(spine: Spine) -> None:
     """Read the kernel's state, then serve."""
-    freezer = Freezer(Subtree(cgroups.path(layout.ROOMS)), nothing_lent, no_builder)
+    groups = Subtree(cgroups.path(layout.ROOMS))
+    line = BuilderLine(spine.fds[PAIR], spine.generation)
+    peers = spine.bus.peers
+    rooms = Rooms(
+        groups, peers["integrity"], peers["netroom"], line, spine, verity=VERITY not in missing_here()
+    )
+    unfinished = rooms.take_over(groups.names())
+    freezer = Freezer(groups, rooms)
     async with trio.open_nursery() as nursery:
+        await nursery.start(rooms.run)
         await nursery.start(freezer.run)
+        for name in unfinished:
+            freezer.happen(focus.Stop(name))
+        nursery.start_soon(start_what_starts_by_itself, freezer, groups, peers["integrity"])
         await spine.serve(freezer.handlers())

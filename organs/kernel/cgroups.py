@@ -7,13 +7,17 @@ Fails: OSError naming the file. A controller that the kernel does not offer is r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 ROOT: Final = "/sys/fs/cgroup"
 CONTROLLERS: Final = ("memory", "pids", "cpu")
+# The extended attribute of a room's cgroup that holds what is known of the room.
+FACTS: Final = "user.spine"
 
 
 def prepare() -> list[str]:
@@ -195,6 +199,41 @@ class Subtree:
             os.close(fd)
         for folder, _, _ in os.walk(f"{self.root}/{name}", topdown=False):
             os.rmdir(folder)
+
+    def limit(self, name: str, memory_bytes: int, processes: int) -> None:
+        """What all of the room together may take, where the kernel offers it. Raises OSError."""
+        for file, value in (("memory.max", memory_bytes), ("memory.swap.max", 0), ("pids.max", processes)):
+            if os.path.exists(f"{self.root}/{name}/{file}"):  # else the ground says that it is missing
+                _write(f"{self.root}/{name}", file, str(value))
+
+    def number(self, name: str) -> int:
+        """The kernel's number of the cgroup, which no other had since the boot. Raises OSError."""
+        return os.stat(f"{self.root}/{name}").st_ino
+
+    @contextlib.contextmanager
+    def folder(self, name: str) -> Iterator[int]:
+        """A descriptor of the cgroup's directory, for whoever makes a process in it. Raises OSError."""
+        fd = os.open(f"{self.root}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def set_facts(self, name: str, text: bytes) -> None:
+        """Note something at the cgroup, for as long as it exists. Raises OSError."""
+        os.setxattr(f"{self.root}/{name}", FACTS, text)
+
+    def facts(self, name: str) -> bytes:
+        """What was noted. Raises OSError, with ENODATA when nothing was."""
+        return os.getxattr(f"{self.root}/{name}", FACTS)
+
+    def note(self) -> None:
+        """Note that the rooms of this boot were begun with. Raises OSError."""
+        os.setxattr(self.root, FACTS, b"begun")
+
+    def noted(self) -> bool:
+        """Whether that was noted. Raises OSError."""
+        return FACTS in os.listxattr(self.root)
 
     def cpu_usec(self, name: str) -> int:
         """The processor time of everything that ever ran in it, in microseconds. Raises OSError."""

@@ -189,10 +189,11 @@ GROUPS: Final[Mapping[str, Group]] = {
         ),
     ),
     "cgroups": Group(
-        "to make and remove cgroups, and to write to the files that the kernel puts there; no file is made",
+        "to make and remove cgroups, to write to the files that the kernel puts there, to note things there;"
+        " no file is made",
         (
             Rule("openat", (Check(2, (0,), O_CREAT | O_TRUNC | O_TMPFILE),), EACCES),
-            *_calls("mkdir rmdir"),
+            *_calls("mkdir rmdir setxattr getxattr listxattr"),
         ),
     ),
     "device-write": Group(

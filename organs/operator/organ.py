@@ -31,6 +31,7 @@ from bus.wire import Method
 from organs import layout
 from organs.kernel import network
 from organs.operator.lines import Oversized, Splitter
+from organs.operator.sessions import Sessions
 from organs.runtime import Spine
 
 # The pseudo caller that stands for the person at the port.
@@ -101,7 +102,7 @@ class DeviceStream:
 class Session:
     """One client: lines in, calls out, answers back."""
 
-    def __init__(self, spine: Spine, stream: Stream) -> None:
+    def __init__(self, spine: Spine, sessions: Sessions, stream: Stream) -> None:
         self._spine = spine
         self._stream = stream
         self._writing = trio.Lock()
@@ -112,6 +113,9 @@ class Session:
             "probe": self._probe,
             "power": self._power,
             "tap": self._tap,
+            "exec": sessions.exec,
+            "feed": sessions.feed,
+            "drain": sessions.drain,
         }
         self._taps: set[str] = set()
         self._nursery: trio.Nursery | None = None
@@ -251,45 +255,49 @@ class Session:
         return {}
 
 
-async def _client(spine: Spine, sock: trio.socket.SocketType, slots: trio.CapacityLimiter) -> None:
+async def _client(
+    spine: Spine, sessions: Sessions, sock: trio.socket.SocketType, slots: trio.CapacityLimiter
+) -> None:
     async with slots:
         with sock:
             try:
-                await Session(spine, SocketStream(sock)).run()
+                await Session(spine, sessions, SocketStream(sock)).run()
             except* trio.BrokenResourceError:
                 pass  # the client broke its end in the middle of a read
 
 
-async def _listen(spine: Spine, fd: int) -> None:
+async def _listen(spine: Spine, sessions: Sessions, fd: int) -> None:
     listener = trio.socket.fromfd(fd, trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     slots = trio.CapacityLimiter(CLIENTS_MAX)
     async with trio.open_nursery() as nursery:
         while True:
             sock, _ = await listener.accept()
-            nursery.start_soon(_client, spine, sock, slots)
+            nursery.start_soon(_client, spine, sessions, sock, slots)
 
 
-async def _device(spine: Spine, fd: int) -> None:
+async def _device(spine: Spine, sessions: Sessions, fd: int) -> None:
     stream = DeviceStream(fd)
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     with trio.open_signal_receiver(signal.SIGIO) as changes:
         while True:
-            await Session(spine, stream).run()
+            await Session(spine, sessions, stream).run()
             with trio.move_on_after(CLOSED_POLL_S):
                 await changes.__anext__()
 
 
-async def _port(spine: Spine, fd: int) -> None:
+async def _port(spine: Spine, sessions: Sessions, fd: int) -> None:
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        await _listen(spine, fd)
+        await _listen(spine, sessions, fd)
     else:
-        await _device(spine, fd)
+        await _device(spine, sessions, fd)
 
 
 async def main(spine: Spine) -> None:
     """Serve the ports. Ready at once: callers of a port find out about each organ by calling it."""
     spine.ready()
+    sessions = Sessions(spine.bus.peers["freezer"])
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(sessions.run)
         for name in (layout.PORT, layout.TAP_PORT):
-            nursery.start_soon(_port, spine, spine.fds[f"device:{name}"])
+            nursery.start_soon(_port, spine, sessions, spine.fds[f"device:{name}"])

@@ -52,11 +52,31 @@ class Call(Protocol):
     async def __call__(self, organ: str, method: str, params: Mapping[str, object]) -> dict[str, object]: ...
 
 
+class Take(Protocol):
+    """`freezer.takeListener`: the results and the listener, which is ours then. Raises Failure."""
+
+    async def __call__(self, params: Mapping[str, object]) -> tuple[dict[str, object], tuple[int, ...]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What the freezer says of one room: see `Line` of its schema."""
+
+    open: bool = False
+    epoch: int = 0
+    gap_ns: int = 0
+    cgroup: int = 0
+
+
+NO_LINE: Final = Line()
+
+
 @dataclass(slots=True, kw_only=True)
 class Room:
     """One room, its connections and its counters."""
 
     name: str
+    store: str
     uids: range
     cgroup_id: int
     cgroup_root: str
@@ -215,7 +235,7 @@ class Connection:
             return await self._call(request)
 
     async def _call(self, request: Mapping[str, object]) -> dict[str, object]:
-        wish = wishes.wish(self._room.name, request)
+        wish = wishes.wish(self._room.name, self._room.store, request)
         try:
             results = await self._organ.call(wish.organ, wish.method, wish.params)
         except Failure as failure:
@@ -244,14 +264,26 @@ class Connection:
             self._nursery.cancel_scope.cancel()
 
 
+@dataclass(slots=True)
+class _Serving:
+    """The task that serves the room of one cgroup."""
+
+    cgroup: int
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    over: trio.Event = field(default_factory=trio.Event)
+
+
 class Umbilical:
     """All rooms that have a listener."""
 
-    def __init__(self, call: Call, messages: Mapping[str, Message]) -> None:
-        self.call = call
+    def __init__(
+        self, call: Call, take: Take, messages: Mapping[str, Message], cgroup_root: str = peers.CGROUPS
+    ) -> None:
+        self.call, self._take, self._cgroup_root = call, take, cgroup_root
         self.request, self.response = messages["umbilical.Request"], messages["umbilical.Response"]
         self.rooms: dict[str, Room] = {}
-        self._lines: dict[str, tuple[bool, int, int]] = {}
+        self._lines: dict[str, Line] = {}
+        self._serving: dict[str, _Serving] = {}
 
     @staticmethod
     def send_now(sock: trio.socket.SocketType, data: bytearray) -> int:
@@ -261,28 +293,26 @@ class Umbilical:
         except BlockingIOError:
             return 0
 
-    async def serve_room(
+    async def _serve_room(
         self,
         listener: socket.socket,
         name: str,
+        store: str,
         uids: range,
         cgroup_id: int,
-        cgroup_root: str = peers.CGROUPS,
-        *,
-        task_status: trio.TaskStatus[Room] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Listen for one room until cancelled. Only one listener for each name."""
         assert name not in self.rooms
-        room = Room(name=name, uids=uids, cgroup_id=cgroup_id, cgroup_root=cgroup_root)
+        room = Room(name=name, store=store, uids=uids, cgroup_id=cgroup_id, cgroup_root=self._cgroup_root)
         self.rooms[name] = room
-        room.open = self._lines.get(name, (False, 0, 0))[0]
+        room.open = self._lines.get(name, NO_LINE).open
         listening = trio.socket.from_stdlib_socket(listener)
         try:
-            async with trio.open_nursery() as nursery:
-                task_status.started(room)
-                while True:
-                    sock, _ = await listening.accept()
-                    nursery.start_soon(self._connection, room, sock)
+            with listening:
+                async with trio.open_nursery() as nursery:
+                    while True:
+                        sock, _ = await listening.accept()
+                        nursery.start_soon(self._connection, room, sock)
         finally:
             del self.rooms[name]
 
@@ -321,21 +351,63 @@ class Umbilical:
     def _follow(self, lines: list[Mapping[str, object]], nursery: trio.Nursery) -> None:
         before = self._lines
         self._lines = {
-            str(line["room"]): (bool(line["open"]), number(line, "epoch"), number(line, "gapNs"))
+            str(line["room"]): Line(
+                open=bool(line["open"]),
+                epoch=number(line, "epoch"),
+                gap_ns=number(line, "gapNs"),
+                cgroup=number(line, "cgroup"),
+            )
             for line in lines
         }
         for name in before.keys() | self._lines.keys():
-            line = self._lines.get(name, (False, 0, 0))
+            line = self._lines.get(name, NO_LINE)
             if line == before.get(name):
                 continue
-            is_open, epoch, gap_ns = line
             room = self.rooms.get(name)
-            if room is not None:
-                room.open = is_open
+            if room is not None and room.cgroup_id == line.cgroup:
+                room.open = line.open
                 for connection in room.connections:
-                    connection.happen(link.Wake(gap_ns) if is_open else link.Hush())
-            if epoch:
-                nursery.start_soon(self._hush, name, epoch)
+                    connection.happen(link.Wake(line.gap_ns) if line.open else link.Hush())
+            if line.epoch:
+                nursery.start_soon(self._hush, name, line.epoch)
+            self._adopt(name, line.cgroup, nursery)
+
+    def _adopt(self, name: str, cgroup: int, nursery: trio.Nursery) -> None:
+        """Serve the room of this number under the name, and no other one; 0: none."""
+        serving = self._serving.get(name)
+        if serving is not None and serving.cgroup == cgroup:
+            return
+        if serving is not None:
+            serving.scope.cancel()
+            del self._serving[name]
+        if cgroup:
+            self._serving[name] = now = _Serving(cgroup)
+            nursery.start_soon(self._serve, name, now, serving)
+
+    async def _serve(self, name: str, serving: _Serving, before: _Serving | None) -> None:
+        """Take the room's listener over from the freezer and serve it, for as long as there is the room."""
+        try:
+            with serving.scope:
+                if before is not None:
+                    await before.over.wait()
+                while True:
+                    try:
+                        results, fds = await self._take({"room": name, "cgroup": serving.cgroup})
+                    except Failure as failure:
+                        say(f"{name}: no listener yet: {failure}")
+                        await trio.sleep(WATCH_PAUSE_S)
+                    else:
+                        break
+                first = number(results, "uidBase")
+                await self._serve_room(
+                    socket.socket(fileno=fds[0]),
+                    name,
+                    str(results["store"]),
+                    range(first, first + number(results, "uidCount")),
+                    serving.cgroup,
+                )
+        finally:
+            serving.over.set()
 
     async def _hush(self, name: str, epoch: int) -> None:
         """Come to rest with a room, then say so."""
@@ -386,6 +458,10 @@ class Peer(Protocol):
 
     async def call(self, method: str, values: Mapping[str, object]) -> dict[str, object]: ...
 
+    async def call_fds(
+        self, method: str, values: Mapping[str, object]
+    ) -> tuple[dict[str, object], tuple[int, ...]]: ...
+
 
 class Bus(Protocol):
     """What this organ may call."""
@@ -414,12 +490,15 @@ class Spine(Protocol):
 
 
 async def main(spine: Spine) -> None:
-    """Follow the freezer and serve; rooms bring their listeners when they are made."""
+    """Follow the freezer, serve each room that it knows."""
 
     async def call(organ: str, method: str, params: Mapping[str, object]) -> dict[str, object]:
         return await spine.bus.peers[organ].call(method, params)
 
-    umbilical = Umbilical(call, spine.schemas.messages)
+    async def take(params: Mapping[str, object]) -> tuple[dict[str, object], tuple[int, ...]]:
+        return await spine.bus.peers["freezer"].call_fds("takeListener", params)
+
+    umbilical = Umbilical(call, take, spine.schemas.messages)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(umbilical.watch)
         await spine.serve({"links": umbilical.links})

@@ -39,18 +39,18 @@ class Wish:
     params: Mapping[str, object]
 
 
-def wish(room: str, request: Mapping[str, object]) -> Wish:
-    """What to call for a request that came out of this room."""
+def wish(room: str, store: str, request: Mapping[str, object]) -> Wish:
+    """What to call for a request that came out of this room, whose state is kept in this store."""
     verb, key = str(request["verb"]), request["key"]
     match verb:
         case "put":
-            return Wish("gate", "put", {"persona": room, "key": key, "value": request["value"]})  # INV-UMB-1
+            return Wish("gate", "put", {"persona": store, "key": key, "value": request["value"]})  # INV-UMB-1
         case "get" | "delete":
-            return Wish("gate", verb, {"persona": room, "key": key})
+            return Wish("gate", verb, {"persona": store, "key": key})
         case "list":
-            return Wish("gate", "list", {"persona": room, "after": key, "limit": request["limit"]})
+            return Wish("gate", "list", {"persona": store, "after": key, "limit": request["limit"]})
         case "status":
-            return Wish("gate", "usage", {"persona": room})
+            return Wish("gate", "usage", {"persona": store})
         case "focus":
             return Wish("freezer", "requestFocus", {"room": room, "persona": request["persona"]})
         case _:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +13,19 @@ import pytest
 import trio
 
 from bus.envelope import Code, Failure
+from bus.server import Call
 from organs.freezer import focus
+from organs.freezer.facts import Facts
 from organs.freezer.focus import Phase, Step
-from organs.freezer.organ import Freezer, no_builder, nothing_lent
+from organs.freezer.organ import Freezer
+from organs.freezer.rooms import Room
 from organs.kernel import _libc, mounts
 from organs.kernel.cgroups import Subtree
 from tests.bus.wiring import own_schemas
 
 pytestmark = pytest.mark.container
 PATIENCE_S = 60
+CALL = Call("operator", 0, 2**62)
 MNT_DETACH = 2
 
 
@@ -72,17 +76,37 @@ class House:
         # What fails waits for this first.
         self.hold = trio.Event()
         self.hold.set()
-        self.freezer = Freezer(self.groups, self._perform, self._build)
+        self.freezer = Freezer(self.groups, self)
+        self.unable: Failure | OSError | None = None
+        self.made: dict[str, Room] = {}
+        self.started: list[tuple[str, Sequence[str], Sequence[int]]] = []
         self.awake_at_acts: list[tuple[str, ...]] = []
 
-    async def _perform(self, step: Step, room: str) -> None:
+    async def perform(self, step: Step, room: str) -> None:
+        """As the freezer's hands do it, who have nothing to lend here."""
         self.acts.append((step, room))
         self.awake_at_acts.append(awake(self.root))
         if self.failing.get(step) == room:
             await self.hold.wait()
             raise Failure(Code.REFUSED, "this one fails")
 
-    async def _build(self, room: str) -> None:
+    def forget(self, name: str) -> None:
+        """The room is gone."""
+        self.made.pop(name, None)
+
+    def find(self, name: str) -> Room | None:
+        """What a test says that the room is."""
+        return self.made.get(name)
+
+    async def exec(self, name: str, argv: Sequence[str], fds: Sequence[int]) -> int:
+        """Say that it was started."""
+        self.started.append((name, argv, fds))
+        return 4711
+
+    async def build(self, room: str) -> None:
+        """Processes that would run for ever, in place of a persona's."""
+        if self.unable is not None:
+            raise self.unable
         spin(self.root / room, 3)
         # A process that moved itself here froze at once: it says nothing more, so its arrival is looked for.
         while len((self.root / room / "cgroup.procs").read_text().split()) < 3:
@@ -107,11 +131,11 @@ class House:
     async def focus(self, room: str) -> None:
         """As the person does it."""
         with trio.fail_after(PATIENCE_S):
-            await self.freezer.focus(None, {"persona": room})
+            await self.freezer.focus(CALL, {"persona": room})
 
     async def lines(self) -> dict[str, tuple[bool, int]]:
         """What the umbilical is told now."""
-        answer = await self.freezer.watch(None, {"seen": 0})
+        answer = await self.freezer.watch(CALL, {"seen": 0})
         lines = answer["lines"]
         assert isinstance(lines, list)
         return {str(line["room"]): (bool(line["open"]), int(line["epoch"])) for line in lines}
@@ -151,7 +175,7 @@ async def test_the_focus_moves_and_the_other_stands_still(root: Path) -> None:
         async def umbilical() -> None:
             await house.until(lambda: house.freezer.state.move is not None)
             hand_over.append((await house.lines())["linda"])
-            await house.freezer.hushed(None, {"room": "linda", "epoch": hand_over[0][1]})
+            await house.freezer.hushed(CALL, {"room": "linda", "epoch": hand_over[0][1]})
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(umbilical)
@@ -168,7 +192,7 @@ async def test_the_focus_moves_and_the_other_stands_still(root: Path) -> None:
         courier = house.groups.cpu_usec("courier")
         await house.until(lambda: house.groups.cpu_usec("courier") > courier + 20_000)
         assert house.groups.cpu_usec("linda") == before
-        answer = await house.freezer.rooms(None, {})
+        answer = await house.freezer.rooms(CALL, {})
         method = own_schemas().interfaces["freezer"].methods["rooms"]
         decoded = method.decode_results(method.encode_results(answer))
         assert decoded["focus"] == "courier"
@@ -307,22 +331,96 @@ async def test_a_restarted_freezer_finds_what_it_left(root: Path) -> None:
         assert awake(root) == ("linda",)
 
 
-async def test_a_room_that_cannot_be_built_leaves_nothing(root: Path) -> None:
-    groups = Subtree(str(root))
-    freezer = Freezer(groups, nothing_lent, no_builder)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(freezer.run)
-        freezer.happen(focus.Start("linda"))
-        with trio.fail_after(PATIENCE_S):
-            while freezer.state.rooms:
-                await trio.sleep(0.001)
+@pytest.mark.parametrize("unable", [Failure(Code.CORRUPT, "this image is not it"), OSError(28, "no room")])
+async def test_a_room_that_cannot_be_built_leaves_nothing(root: Path, unable: Failure | OSError) -> None:
+    async with housed(root) as house:
+        house.unable = unable
+        with pytest.raises(Failure) as refused:
+            await house.freezer.start(CALL, {"persona": "linda"})
+        assert refused.value.code is (unable.code if isinstance(unable, Failure) else Code.REFUSED)
+        await house.until(lambda: not house.freezer.state.rooms)
         assert not list(root.glob("*/"))
-        for wish in ("focus", "requestFocus"):
+        for wish in ("focus", "requestFocus", "stop", "console", "type", "takeListener", "exec"):
+            params = {"persona": "linda", "room": "linda", "argv": ["a"]}
             with pytest.raises(Failure) as refused:
-                await freezer.handlers()[wish](None, {"persona": "linda", "room": "linda"})
+                await house.freezer.handlers()[wish](CALL, params)
             assert refused.value.code is Code.NOT_FOUND
-        nursery.cancel_scope.cancel()
-    groups.close()
+        house.unable = None
+        await house.freezer.start(CALL, {"persona": "linda"})
+        assert house.freezer.state.phase("linda") is Phase.FROZEN
+
+
+async def test_rooms_are_started_and_stopped_once(root: Path) -> None:
+    async with housed(root) as house:
+        with trio.fail_after(PATIENCE_S):
+            await house.freezer.start(CALL, {"persona": "linda"})
+            with pytest.raises(Failure) as refused:
+                await house.freezer.start(CALL, {"persona": "linda"})
+            assert refused.value.code is Code.BUSY
+            for name in ("", "Linda", "../linda", "l" * 16, "linda.x"):
+                with pytest.raises(Failure) as refused:
+                    await house.freezer.start(CALL, {"persona": name})
+                assert refused.value.code is Code.INVALID
+            await house.focus("linda")
+            await house.freezer.stop(CALL, {"persona": "linda"})
+        assert house.freezer.state.rooms == ()
+        assert not list(root.glob("*/"))
+        names = [f"room{number}" for number in range(focus.ROOMS_MAX)]
+        await house.rooms(*names)
+        with pytest.raises(Failure) as refused:
+            await house.freezer.start(CALL, {"persona": "onemore"})
+        assert refused.value.code is Code.FULL
+
+
+def made(*, dies_unfocused: bool = False) -> Room:
+    """What the hands know of a complete room."""
+    known = Facts(
+        slot=0,
+        version=1,
+        store="linda@00",
+        inbound=None,
+        console=False,
+        dies_unfocused=dies_unfocused,
+    )
+    return Room(facts=known, cgroup=1, fds={})
+
+
+@pytest.mark.proves("INV-FOCUS-6")
+async def test_a_room_that_must_not_wait_frozen_dies_when_it_loses_the_focus(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        house.made = {"linda": made(dies_unfocused=True), "courier": made()}
+        # It had no focus that it could lose.
+        await house.focus("courier")
+        assert house.freezer.state.phase("linda") is Phase.FROZEN
+        await house.focus("linda")
+        await house.focus("courier")
+        await house.until(lambda: house.freezer.state.phase("linda") is Phase.ABSENT)
+        assert awake(root) == ("courier",)
+        assert house.freezer.state.focus == "courier"
+
+
+async def test_a_program_is_started_in_the_focused_room_only(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        house.made = {"linda": made(), "courier": made()}
+        await house.focus("linda")
+        ours = Call("operator", 0, 2**62, fds=(0, 1, 2, 2))
+        assert await house.freezer.exec(ours, {"persona": "linda", "argv": ["a", "b"]}) == {"pid": 4711}
+        assert house.started == [("linda", ("a", "b"), (0, 1, 2, 2))]
+        for name, argv, call, code in (
+            ("courier", ["a"], ours, Code.FROZEN),
+            ("linda", [], ours, Code.INVALID),
+            ("linda", [""], ours, Code.INVALID),
+            ("linda", ["a", "b\0"], ours, Code.INVALID),
+            ("linda", ["a"] * 300, ours, Code.INVALID),
+            ("linda", ["a" * 40000], ours, Code.INVALID),
+            ("linda", ["a"], CALL, Code.INVALID),
+        ):
+            with pytest.raises(Failure) as refused:
+                await house.freezer.exec(call, {"persona": name, "argv": argv})
+            assert refused.value.code is code
+        assert len(house.started) == 1
 
 
 async def test_many_hand_overs_never_leave_two_awake(root: Path) -> None:

@@ -57,9 +57,11 @@ def test_one_changed_byte_is_a_request_or_a_peers_error(
 @given(requests)
 def test_no_request_reaches_another_store(asked: dict[str, object]) -> None:
     """Whatever is in it, what is asked of the gate is the room's own; of the freezer, by the room."""
-    wish = wishes.wish("linda", asked)
-    own = "persona" if wish.organ == "gate" else "room"
-    assert wish.params[own] == "linda"
+    wish = wishes.wish("linda", "linda@00112233", asked)
+    if wish.organ == "gate":
+        assert wish.params["persona"] == "linda@00112233"
+    else:
+        assert wish.params["room"] == "linda"
     method = own_schemas().interfaces[wish.organ].methods[wish.method]
     assert "umbilical" in method.callers
     assert method.decode_params(method.encode_params(wish.params)) == dict(wish.params)

@@ -50,6 +50,9 @@ class Lines:
         self.hushed: list[tuple[object, object]] = []
         self.asked: list[tuple[object, object]] = []
         self.rested = trio.Event()
+        # Rooms by name: the listener, who may speak on it, the number of its cgroup.
+        self.found: dict[str, tuple[socket.socket, range, int]] = {}
+        self.taken: list[object] = []
 
     def say(self, room: str, line: Line) -> None:
         """What the freezer's `watch` answers from now on."""
@@ -62,10 +65,33 @@ class Lines:
         if params["seen"] == self.version:
             await self.news.wait()
         lines = [
-            {"room": room, "epoch": line.epoch, "open": line.open, "gapNs": line.gap_ns}
+            {
+                "room": room,
+                "epoch": line.epoch,
+                "open": line.open,
+                "gapNs": line.gap_ns,
+                "cgroup": self.found[room][2] if room in self.found else 0,
+            }
             for room, line in self.lines.items()
         ]
         return {"version": self.version, "lines": lines}
+
+    async def take(self, params: Mapping[str, object]) -> tuple[dict[str, object], tuple[int, ...]]:
+        """The freezer's `takeListener`, without the bus between."""
+        self.taken.append(params["room"])
+        listener, uids, cgroup = self.found[str(params["room"])]
+        if cgroup != params["cgroup"]:
+            raise Failure(Code.STALE, "that room is gone")
+        answer = {"store": f"{params['room']}@00", "uidBase": uids.start, "uidCount": len(uids)}
+        return answer, (os.dup(listener.fileno()),)
+
+    def forget(self, room: str) -> None:
+        """The room is gone."""
+        del self.lines[room]
+        self.found.pop(room)[0].close()
+        self.version += 1
+        self.news.set()
+        self.news = trio.Event()
 
     async def _hushed(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         self.hushed.append((params["room"], params["epoch"]))
@@ -86,6 +112,7 @@ class Lines:
             "requestFocus": self._request,
             "hushed": self._hushed,
             "watch": self._watch,
+            **dict.fromkeys(("start", "stop", "exec", "console", "type", "takeListener"), self._never),
         }
 
 
@@ -106,8 +133,9 @@ class Spine:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen(16)
-        identity = (cgroup or own_cgroup()).stat().st_ino
-        await self.nursery.start(self.umbilical.serve_room, listener, name, uids, identity, str(unified()))
+        self.lines.found[name] = (listener, uids, (cgroup or own_cgroup()).stat().st_ino)
+        self.lines.say(name, Line())
+        await until(lambda: name in self.umbilical.rooms)
         return path
 
     def links(self, room: str) -> umbilical_organ.Room:
@@ -210,7 +238,7 @@ async def spine(tmp_path: Path) -> AsyncIterator[Spine]:
             async def call(organ: str, method: str, params: Mapping[str, object]) -> dict[str, object]:
                 return await bus.peers[organ].call(method, params)
 
-            umbilical = Umbilical(call, schemas.messages)
+            umbilical = Umbilical(call, lines.take, schemas.messages, str(unified()))
             nursery.start_soon(umbilical.watch)
             held = Spine(umbilical, lines, tmp_path, nursery, schemas, go)
             yield held

@@ -1,4 +1,4 @@
-"""`./spine boot`: build what is missing, boot, show the stages as they pass, end when the operator answers.
+"""`./spine boot`: build what is missing, boot, show the stages, end at the console of the focused persona.
 
 Touches: the image (through the builder), the ground's directory in the state directory, one QEMU or keeper
 process. Leaves the ground running when it returns, also after ctrl-C; a boot that fails or is interrupted
@@ -20,12 +20,16 @@ from spine.ground.container import Container
 from spine.ground.qemu import SILENT_S, Machine
 from spine.ground.stages import Stage
 from spine.progress import Progress
+from spine.room import console
+from spine.room.lease import Lease
 
 HELP = "build what is missing and boot the spine: in QEMU, or in a container"
 
 
 # How long a boot takes on an ordinary host, for the progress line.
 ESTIMATE_S = {"kvm": 5.0, "tcg": 25.0}
+# How long the persona that starts by itself may take to have the focus: a room is made, a hand-over done.
+FOCUS_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +161,39 @@ def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
 
 
 def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
-    progress.say("no persona has a console yet; this shows the spine's own. ctrl-C leaves it running")
+    with Lease(running) as lease:
+        persona = _focused(lease)
+        if persona:
+            progress.say(f"this is the console of {persona}; Ctrl-] leaves it, and all of it running")
+            if console.view(lease, persona, sys.stdin.fileno(), sys.stdout.fileno()) == "left":
+                sys.stdout.write("\n")
+                progress.say(f"left running; next: ./spine status   ./spine exec   ./spine stop{suffix}")
+                return Exit.OK
+            progress.say(f"{persona} has no console any more")
+    return _watch(running, progress, suffix)
+
+
+def _focused(lease: Lease) -> str:
+    """The persona with the focus, once those that start by themselves have started; empty: nobody has it."""
+    wanted = any(
+        json.loads(row["manifest"])["autostart"]
+        for row in _rows(lease.port().call("integrity.personas")["personas"])
+    )
+    end = time.monotonic() + FOCUS_S
+    while True:
+        answer = lease.port().call("freezer.rooms")
+        if answer["focus"] or not wanted or time.monotonic() > end:
+            return str(answer["focus"])
+        time.sleep(LOOK_S)
+
+
+def _rows(value: object) -> list[dict[str, str]]:
+    assert isinstance(value, list)
+    return value
+
+
+def _watch(running: Machine | Container, progress: Progress, suffix: str) -> int:
+    progress.say("nobody has the focus; this shows the spine's own console. ctrl-C leaves it running")
     progress.say(f"next, elsewhere: ./spine status   ./spine call   ./spine log   ./spine stop{suffix}")
     at = running.console.mark()
     try:

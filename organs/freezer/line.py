@@ -1,0 +1,137 @@
+"""The freezer's end of the line to the builder: one question, one answer, descriptors beside both.
+
+The line outlives the builder and us; each message says of which incarnations it is (`builder/protocol.py`).
+Touches: one SEQPACKET socket that was handed over, and the descriptors that come on it.
+Never: waits for a builder that has not greeted longer than the asker's own deadline; believes an answer to
+another question, or to one of an earlier incarnation.
+Fails: with Failure. PEER_DIED: the builder was started anew, and what became of the question nobody knows.
+Descriptors of an answer that nobody waits for are closed.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from bus.envelope import Code, Failure
+from organs.builder import protocol
+from organs.builder.protocol import Answer, Hello, Refusal, Refused, Request, Unreadable, Welcome
+
+CODES: Final = {
+    Refusal.INVALID: Code.INVALID,
+    Refusal.STALE: Code.PEER_DIED,
+    Refusal.LIMIT: Code.FULL,
+    Refusal.UNKNOWN: Code.NOT_FOUND,
+    Refusal.MISSING: Code.REFUSED,
+    Refusal.KERNEL: Code.REFUSED,
+}
+
+
+@dataclass(slots=True)
+class _Question:
+    """Somebody waits for this answer."""
+
+    generation: int
+    over: trio.Event = field(default_factory=trio.Event)
+    answer: Answer | None = None
+    fds: tuple[int, ...] = ()
+
+
+class Line:
+    """The line of one incarnation of the freezer. `run` must be running for questions to be answered."""
+
+    def __init__(self, fd: int, generation: int) -> None:
+        self._socket = trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(fd)))
+        self._own = generation
+        self._builder: int | None = None
+        self._greeted = trio.Event()
+        self._questions: dict[int, _Question] = {}
+        self._last = 0
+
+    async def run(self) -> None:
+        """Ask who is there, then hear answers. Never returns."""
+        self._last += 1
+        await self._socket.send(protocol.encode(Hello(id=self._last, asker=self._own)))
+        while True:
+            datagram, fds = await self._receive()
+            try:
+                answer = protocol.decode_answer(datagram)
+            except Unreadable as error:
+                _close(fds)
+                print(f"freezer: not an answer of the builder: {error}", file=sys.stderr, flush=True)
+                continue
+            self._take(answer, fds)
+
+    async def _receive(self) -> tuple[bytes, tuple[int, ...]]:
+        fds: array.array[int] = array.array("i")
+        room = socket.CMSG_SPACE(protocol.DESCRIPTORS_MAX * fds.itemsize)
+        datagram, ancillary, flags, _ = await self._socket.recvmsg(
+            protocol.DATAGRAM_BYTES_MAX, room, socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            _close(fds)
+            return b"", ()
+        return datagram, tuple(fds)
+
+    def _take(self, answer: Answer, fds: tuple[int, ...]) -> None:
+        if isinstance(answer, Welcome):
+            _close(fds)
+            self._meet(answer.generation)
+            return
+        question = self._questions.pop(answer.id, None) if answer.asker == self._own else None
+        if question is None or question.generation != answer.generation:
+            _close(fds)
+            return
+        question.answer, question.fds = answer, fds
+        question.over.set()
+
+    def _meet(self, generation: int) -> None:
+        """A builder says that it is there. What was asked of the one before is lost."""
+        if self._builder is not None and generation < self._builder:
+            return  # the greeting of one that is gone
+        self._builder = generation
+        for number, question in list(self._questions.items()):
+            if question.generation != generation:
+                del self._questions[number]
+                question.over.set()
+        self._greeted.set()
+
+    async def ask(
+        self, make: Callable[[int, int, int], Request], fds: Sequence[int]
+    ) -> tuple[Answer, tuple[int, ...]]:
+        """Ask what `make(id, asker, generation)` makes; the answer and its descriptors, which are ours now.
+
+        Cancelled at the caller's deadline. Raises Failure.
+        """
+        await self._greeted.wait()
+        assert self._builder is not None
+        self._last += 1
+        number = self._last
+        question = self._questions[number] = _Question(self._builder)
+        try:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            await self._socket.sendmsg([protocol.encode(make(number, self._own, self._builder))], rights)
+            await question.over.wait()
+        finally:
+            self._questions.pop(number, None)
+        if question.answer is None:
+            raise Failure(Code.PEER_DIED, "the builder was started anew")
+        if isinstance(question.answer, Refused):
+            _close(question.fds)
+            raise Failure(CODES[question.answer.why], f"builder: {question.answer.reason}")
+        return question.answer, question.fds
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,291 @@
+"""The rooms' keeper of things: what a room is made of, what is lent to it, and what must be given back.
+
+It carries out what the machine tells `organs/freezer/organ.py`: make a room, connect it, cut it, forget it.
+Each room's descriptors are left with bay0 as well, under `room.NAME.WHAT`, and its facts at its cgroup, so a
+freezer that was restarted goes on with the rooms it finds.
+
+Touches: descriptors of rooms; integrity, the builder and netroom, by asking them; the facts at the cgroups.
+Never: decides when a room runs; resolves a path inside a room.
+Fails: with Failure or OSError, which fails the step; what was half made is let go of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import trio
+
+from bus.envelope import Code, Failure
+from organs import persona
+from organs.builder import protocol
+from organs.freezer import facts
+from organs.freezer.console import Console
+from organs.freezer.facts import Facts, FactsRefused
+from organs.freezer.focus import Step
+from organs.freezer.line import Line
+from organs.kernel.cgroups import Subtree
+
+LISTENER, NETNS, ROUTE, CONSOLE = "listener", "netns", "route", "console"
+FILTER, DHCP, RESOLV = "filter", "dhcp", "resolv"
+# In the order in which netroom wants them.
+CONNECT: Final = (NETNS, ROUTE, FILTER, DHCP, RESOLV)
+CUT: Final = (NETNS, ROUTE)
+LABEL: Final = "room"
+# What the gate, the umbilical and a person must be able to tell apart from `connected ADDRESS`.
+NO_NETWORK, NOT_CONNECTED, CONNECTED = "none", "cut", "connected"
+
+
+class Peer(Protocol):
+    """One callee on the bus."""
+
+    async def call(
+        self, method: str, params: Mapping[str, object], *, fds: Sequence[int] = ()
+    ) -> dict[str, object]: ...
+
+    async def call_fds(
+        self, method: str, params: Mapping[str, object]
+    ) -> tuple[dict[str, object], tuple[int, ...]]: ...
+
+
+class Store(Protocol):
+    """What bay0 keeps for us: see `organs.runtime.Spine`."""
+
+    @property
+    def kept(self) -> dict[str, int]: ...
+
+    async def keep(self, label: str, fd: int) -> None: ...
+
+    async def drop(self, label: str) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Room:
+    """A room that is complete. `fds` are ours, by what they are."""
+
+    facts: Facts
+    cgroup: int
+    fds: dict[str, int]
+    console: Console | None = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    address: str | None = None
+
+    @property
+    def network(self) -> str:
+        """What the schema says of the room's network."""
+        if self.facts.inbound is None:
+            return NO_NETWORK
+        return NOT_CONNECTED if self.address is None else f"{CONNECTED} {self.address}".rstrip()
+
+
+class Rooms:
+    """All complete rooms. `verity`: whether this kernel checks each block that is read."""
+
+    def __init__(
+        self, groups: Subtree, integrity: Peer, netroom: Peer, line: Line, store: Store, *, verity: bool
+    ) -> None:
+        self._groups, self._integrity, self._netroom = groups, integrity, netroom
+        self._line, self._store, self._verity = line, store, verity
+        self._rooms: dict[str, Room] = {}
+        self._reserved: set[int] = set()
+        self._nursery: trio.Nursery | None = None
+
+    def find(self, name: str) -> Room | None:
+        """A complete room, or None."""
+        return self._rooms.get(name)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hear the builder and the rooms' consoles. Never returns."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._line.run)
+            for room in self._rooms.values():
+                self._listen(room)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def take_over(self, names: Sequence[str]) -> list[str]:
+        """The rooms of an earlier incarnation; those of `names` that were never finished, which must end."""
+        kept = {label: fd for label, fd in self._store.kept.items() if label.split(".")[0] == LABEL}
+        unfinished = []
+        for name in names:
+            prefix = f"{LABEL}.{name}."
+            fds = {label.removeprefix(prefix): fd for label, fd in kept.items() if label.startswith(prefix)}
+            try:
+                known = facts.decode(self._groups.facts(name))
+                if not {LISTENER, NETNS, ROUTE} <= fds.keys():
+                    raise FactsRefused("its descriptors are not there")
+            except (FactsRefused, OSError):
+                unfinished.append(name)
+                continue
+            console = Console(fds[CONSOLE]) if CONSOLE in fds else None
+            room = Room(facts=known, cgroup=self._groups.number(name), fds=fds, console=console)
+            self._rooms[name] = room
+        return unfinished
+
+    async def build(self, name: str) -> None:
+        """Make the room in its cgroup, which was told to freeze. Raises Failure, OSError."""
+        slot = facts.free_slot(self._reserved | {room.facts.slot for room in self._rooms.values()})
+        if slot is None:
+            raise Failure(Code.FULL, "every range of ids is taken")
+        self._reserved.add(slot)
+        try:
+            await self._build(name, slot)
+        finally:
+            self._reserved.discard(slot)
+
+    async def _build(self, name: str, slot: int) -> None:
+        answer, (backing,) = await self._integrity.call_fds("open", {"name": name})
+        try:
+            opened = _mapping(answer["persona"])
+            image = persona.decode(_data(opened["manifest"]))
+            device_name, device = await self._device(image, _number(opened["offset"]), backing)
+        finally:
+            os.close(backing)
+        known = facts.of(image, str(opened["keyId"]), slot)
+        self._groups.limit(name, image.limits.memory_bytes, image.limits.pids)
+        try:
+            made, fds = await self._make(name, image, known, device)
+        finally:
+            os.close(device)
+        self._rooms[name] = room = Room(
+            facts=known,
+            cgroup=self._groups.number(name),
+            fds=dict(zip(made.holds, fds, strict=True)),
+        )
+        for what, fd in room.fds.items():
+            await self._store.keep(f"{LABEL}.{name}.{what}", fd)
+        self._groups.set_facts(name, facts.encode(known))
+        if CONSOLE in room.fds:
+            room.console = Console(room.fds[CONSOLE])
+            self._listen(room)
+        # The mount holds the device from here on.
+        await self._line.ask(
+            lambda number, own, other: protocol.Release(
+                id=number, asker=own, generation=other, name=device_name
+            ),
+            (),
+        )
+
+    async def _device(self, image: persona.Persona, offset: int, backing: int) -> tuple[str, int]:
+        """The room's own block device over the image: its name at the builder, and the device."""
+        verity = protocol.Verity(
+            root_hash=image.verity.root_hash,
+            salt=image.verity.salt,
+            blocks=image.verity.blocks,
+            hash_offset=image.tree.offset,
+        )
+        length = image.tree.offset + image.tree.length if self._verity else image.image.length
+        answer, fds = await self._line.ask(
+            lambda number, own, other: protocol.Device(
+                id=number,
+                asker=own,
+                generation=other,
+                offset=offset,
+                length=length,
+                verity=verity if self._verity else None,
+            ),
+            (backing,),
+        )
+        assert isinstance(answer, protocol.Made)
+        [device] = fds
+        return answer.name, device
+
+    async def _make(
+        self, name: str, image: persona.Persona, known: Facts, device: int
+    ) -> tuple[protocol.RoomMade, tuple[int, ...]]:
+        with self._groups.folder(name) as folder:
+            answer, fds = await self._line.ask(
+                lambda number, own, other: protocol.Room(
+                    id=number,
+                    asker=own,
+                    generation=other,
+                    name=name,
+                    uid_base=known.uid_base,
+                    init=image.init,
+                    writable_bytes=image.limits.writable_bytes,
+                    network=image.network.use,
+                    console=image.console,
+                ),
+                (folder, device),
+            )
+        assert isinstance(answer, protocol.RoomMade)
+        return answer, fds
+
+    def _listen(self, room: Room) -> None:
+        if room.console is not None and self._nursery is not None:
+            self._nursery.start_soon(self._pump, room, room.console)
+
+    async def _pump(self, room: Room, console: Console) -> None:
+        with room.scope:
+            await console.pump()
+
+    async def perform(self, step: Step, name: str) -> None:
+        """REVOKE, CUT, CONNECT or GRANT. Raises Failure, OSError. No device is lent to a room yet."""
+        room = self._rooms.get(name)
+        if room is None or room.facts.inbound is None:
+            return
+        if step is Step.CUT:
+            await self._netroom.call("cut", {"room": name}, fds=[room.fds[what] for what in CUT])
+            room.address = None
+        elif step is Step.CONNECT:
+            answer = await self._netroom.call(
+                "connect",
+                {"room": name, "inbound": list(room.facts.inbound)},
+                fds=[room.fds[what] for what in CONNECT],
+            )
+            room.address = str(answer["address"])
+
+    def forget(self, name: str) -> None:
+        """The room is gone: let go of all that was its own."""
+        room = self._rooms.pop(name, None)
+        if room is None:
+            return
+        room.scope.cancel()
+        for fd in room.fds.values():
+            os.close(fd)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._let_go, name, tuple(room.fds), room.facts.inbound is not None)
+
+    async def _let_go(self, name: str, kinds: Sequence[str], networked: bool) -> None:
+        if name not in self._rooms:
+            for what in kinds:
+                await self._store.drop(f"{LABEL}.{name}.{what}")
+        if networked:
+            with contextlib.suppress(Failure):  # it forgets with the namespace as well, which is gone
+                await self._netroom.call("forget", {"room": name})
+
+    async def exec(self, name: str, argv: Sequence[str], fds: Sequence[int]) -> int:
+        """Start a program in the room, with its three streams and the pipe for its end. The process id."""
+        with self._groups.folder(name) as folder:
+            answer, _ = await self._line.ask(
+                lambda number, own, other: protocol.Exec(
+                    id=number,
+                    asker=own,
+                    generation=other,
+                    name=name,
+                    argv=tuple(argv),
+                    env=(),
+                    terminal=False,
+                ),
+                (folder, *fds),
+            )
+        assert isinstance(answer, protocol.Started)
+        return answer.pid
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    assert isinstance(value, Mapping)
+    return value
+
+
+def _data(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value

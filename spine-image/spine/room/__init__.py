@@ -1,0 +1,1 @@
+"""Being in a room from the host: running a program in it, sitting at its console."""
