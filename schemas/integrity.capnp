@@ -5,19 +5,6 @@ using import "spine.capnp".callers;
 using import "spine.capnp".deadlineMs;
 using import "spine.capnp".idempotent;
 
-struct Entry @0xc6e2d4f18b3a5097 {
-  # One boot entry as the boot loader counts it.
-
-  name @0 :Text;
-  # File name of the entry without its counter.
-
-  left @1 :UInt8;
-  # Tries that are left before the loader prefers another entry.
-
-  done @2 :UInt8;
-  # Tries that were made and not yet confirmed.
-}
-
 struct Checked @0xd1b7c94e26f3a08d {
   # What reading a slot or the ESP at this boot came to.
 
@@ -39,12 +26,26 @@ struct Checked @0xd1b7c94e26f3a08d {
   # read), or empty while it was not.
 }
 
+struct Entry @0xc6e2d4f18b3a5097 {
+  # One boot entry as the boot loader counts it.
+
+  name @0 :Text;
+  # File name of the entry without its counter.
+
+  left @1 :UInt8;
+  # Tries that are left before the loader prefers another entry.
+
+  done @2 :UInt8;
+  # Tries that were made and not yet confirmed.
+}
+
 interface Integrity @0x8f47a3d2c91be056 {
   # Reads the slots and the boot entries; confirms a healthy boot.
 
   slots @0 () -> (active :Text, rootHash :Text, verified :Bool, entries :List(Entry),
       checked :List(Checked))
     $callers(["operator"]) $deadlineMs(5000) $idempotent;
-  # The slot that runs (`a`, `b`, or empty where there are none), the root hash it was started with, whether the
-  # kernel verifies every read against it, the boot entries, and what reading both slots and the ESP came to.
+  # What reading both slots and the ESP came to (`checked`, the slots first). The slot that runs (`a`, `b`, or
+  # empty where there are none), the root hash it was started with, whether the
+  # kernel verifies every read against it, and the boot entries.
 }

@@ -8,7 +8,7 @@ which.
 Touches: the descriptor it is given: its O_DIRECT flag, and its file offset to find the size. Holds BUFFER
 bytes.
 Never: writes.
-Fails: OSError from the device.
+Fails: OSError from the device, which says at which byte.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ class Raw:
             os.posix_fadvise(self._fd, start, want, os.POSIX_FADV_DONTNEED)  # INV-SLOT-7
         done = 0
         while done < want:
-            got = os.preadv(self._fd, [self._buffer[done:want]], start + done)
+            try:
+                got = os.preadv(self._fd, [self._buffer[done:want]], start + done)
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror} at byte {start + done}") from None
             done += got
             # A direct read that is not whole blocks has met the end, and could not go on from there.
             if got == 0 or done % ALIGN:

@@ -67,7 +67,7 @@ def look_at_slot(fd: int, key: bytes) -> Checked:
     except (examine.Unsigned, examine.Short, fat.BadVolume) as error:
         # Every part is as it was signed, and does not fit together.
         judged = Judged(Verdict.UNSIGNED, detail=f"what it carries for the ESP: {error}")
-    except OSError as error:
+    except OSError as error:  # INV-SLOT-9
         return Checked(judged=Judged(Verdict.UNREADABLE, detail=str(error)))
     return Checked(judged=judged, how=raw.how, files=files)
 
@@ -86,7 +86,7 @@ def look_at_esp(fd: int) -> tuple[esp.Seen, str]:
         except fat.BadVolume as error:
             return esp.Seen(no_volume=str(error)), raw.how
         return esp.Seen(files=files), raw.how
-    except OSError as error:
+    except OSError as error:  # INV-SLOT-9
         return esp.Seen(unreadable=str(error)), ""
 
 

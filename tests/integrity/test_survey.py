@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from organs.integrity import fat, survey
+from spine.ground import calls
 from tests.integrity import disks, volumes
 
 SLOT, ESP, PARTS = disks.made()
@@ -143,6 +145,7 @@ async def test_two_releases_and_a_slot_that_rotted(paths: dict[str, Path]) -> No
     assert rows["slot-a"]["differs"] == ("root",)
 
 
+@pytest.mark.proves("INV-SLOT-9")
 @pytest.mark.parametrize("name", ["slot-a", "slot-b", "esp"])
 async def test_what_cannot_be_read_holds_up_nothing_else(paths: dict[str, Path], name: str) -> None:
     rows = await surveyed(paths, {name: os.O_WRONLY})
@@ -157,6 +160,26 @@ async def test_what_cannot_be_read_holds_up_nothing_else(paths: dict[str, Path],
         "differs": (),
         "how": "",
     }
+    assert {row["verdict"] for row in rows.values()} == {"verified"}
+
+
+@pytest.mark.container
+@pytest.mark.proves("INV-SLOT-9")
+@pytest.mark.parametrize("name", ["slot-a", "slot-b", "esp"])
+async def test_a_device_with_blocks_that_cannot_be_read(paths: dict[str, Path], name: str) -> None:
+    """A loop device whose file was cut off behind it answers as a disk with bad sectors does."""
+    devices: dict[str, tuple[str, int]] = {}
+    try:
+        for each, path in paths.items():
+            devices[each] = calls.loop(str(path), read_only=each != "esp")
+        os.truncate(paths[name], 190_000)
+        rows = await surveyed({each: Path(node) for each, (node, _) in devices.items()})
+    finally:
+        for _, fd in devices.values():
+            os.close(fd)
+    failed = rows.pop(name)
+    assert failed["verdict"] == "unreadable"
+    assert re.match(r"\[Errno 5\] Input/output error at byte \d+$", str(failed["detail"]))
     assert {row["verdict"] for row in rows.values()} == {"verified"}
 
 
