@@ -17,8 +17,8 @@ LIBRARY: Final = "/usr/lib/spine"
 MANIFEST: Final = f"{LIBRARY}/manifest.toml"
 SCHEMAS: Final = f"{LIBRARY}/schemas.cgr"
 SWITCHBOARD: Final = f"{LIBRARY}/switchboard.json"
-RELEASE: Final = f"{LIBRARY}/release.json"
 RELEASE_KEY: Final = f"{LIBRARY}/release.pub"
+RELEASE: Final = f"{LIBRARY}/release.json"
 
 # At run time, in memory only.
 RUN: Final = "/run/spine"
