@@ -17,6 +17,7 @@ LIBRARY: Final = "/usr/lib/spine"
 MANIFEST: Final = f"{LIBRARY}/manifest.toml"
 SCHEMAS: Final = f"{LIBRARY}/schemas.cgr"
 SWITCHBOARD: Final = f"{LIBRARY}/switchboard.json"
+RELEASE_KEY: Final = f"{LIBRARY}/release.pub"
 RELEASE: Final = f"{LIBRARY}/release.json"
 
 # At run time, in memory only.

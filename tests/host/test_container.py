@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -121,6 +122,17 @@ def test_an_esp_is_a_device_too(container: Container, parts: Path, tmp_path: Pat
     start(container, parts, esp)
     assert "esp" not in container.missing
     assert '"esp": "/dev/loop' in container.console.text()
+
+
+def test_slots_are_devices_that_nobody_writes(container: Container, parts: Path, tmp_path: Path) -> None:
+    slots = {"slot-b": tmp_path / "slot-b.img"}
+    slots["slot-b"].write_bytes(bytes(1 << 20))
+    container.start(parts / "root.squashfs", parts / "persist.img", None, slots=slots)
+    container.console.follow("ready", READY_S)
+    assert "slot-a" in container.missing
+    assert "slot-b" not in container.missing
+    [node] = re.findall('"slot-b": "/dev/(loop[0-9]+)"', container.console.text())
+    assert Path(f"/sys/block/{node}/ro").read_text(encoding="ascii") == "1\n"
 
 
 @pytest.mark.proves("INV-HOST-3")

@@ -40,6 +40,9 @@ def test_status_follows_its_contract(live: Live) -> None:
         assert organ["uptimeS"] >= 0
         assert organ["pssKb"] > 1000
     assert status["rooms"] == {}
+    assert list(status["checked"]) == ["slot-a", "slot-b", "esp"]
+    for checked in status["checked"].values():
+        assert set(checked) == {"name", "verdict", "detail", "differs", "how"}
     on_machine = live.kind == "machine"
     assert status["slot"]["verified"] is on_machine
     assert (status["slot"]["active"] in ("a", "b")) is on_machine

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +34,8 @@ KILL_S = 10.0
 # The gate's filesystem, made here when no disk image was built.
 PERSIST_BYTES = 64 * 1024 * 1024
 GATE_UID = 2001
+
+SLOTS = ("slot-a", "slot-b")
 
 # A machine's features that no container has: nobody checks the root's blocks, nothing counts boots, there is
 # no hardware to reset a stuck PID 1, and the screen and the crash store are the host's.
@@ -129,8 +132,26 @@ class Container:
         disk.extract(image, table["esp"], esp)
         return root, persist, esp
 
-    def start(self, root: Path, persist: Path, esp: Path | None, *, root_hash: str | None = None) -> None:
+    def slots(self, out: Path) -> dict[str, Path]:
+        """The slots as the machine's disk was built; none when there is no disk. Not while it runs."""
+        image = out / "spine.img"
+        table = gpt.read(image) if image.is_file() else {}
+        found = {name: self.directory / f"{name}.img" for name in SLOTS if name in table}
+        for name, path in found.items():
+            disk.extract(image, table[name], path)
+        return found
+
+    def start(
+        self,
+        root: Path,
+        persist: Path,
+        esp: Path | None,
+        *,
+        slots: Mapping[str, Path] | None = None,
+        root_hash: str | None = None,
+    ) -> None:
         """Start bay0; returns when the process is there, before it is ready. SpineError (1, 3, 5)."""
+        slots = slots or {}
         if os.geteuid() != 0:
             raise SpineError(
                 "the container ground needs root",
@@ -157,7 +178,8 @@ class Container:
             root=str(root.absolute()),
             persist=str(persist.absolute()),
             esp=str(esp.absolute()) if esp else None,
-            missing=[*NEVER_HERE, *([] if esp else ["esp"])],
+            missing=[*NEVER_HERE, *([] if esp else ["esp"]), *(name for name in SLOTS if name not in slots)],
+            read_only={name: str(path.absolute()) for name, path in slots.items()},
             root_hash=root_hash,
         )
         file = self.directory / "plan.json"

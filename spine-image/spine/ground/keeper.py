@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spine.ground import calls, cgroups, state
@@ -45,6 +45,8 @@ class Plan:
     persist: str
     esp: str | None
     missing: list[str]
+    # Partitions of the disk that are read and never written, by name.
+    read_only: dict[str, str] = field(default_factory=dict)
     root_hash: str | None = None
 
 
@@ -60,6 +62,8 @@ def main(plan: Plan) -> int:
     devices = {"persist": calls.loop(plan.persist, read_only=False)}
     if plan.esp is not None:
         devices["esp"] = calls.loop(plan.esp, read_only=False)
+    for name, path in plan.read_only.items():
+        devices[name] = calls.loop(path, read_only=True)
     nodes = {name: node for name, (node, _fd) in devices.items()}
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     port = Path(plan.sockets) / "port.sock"
