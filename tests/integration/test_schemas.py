@@ -239,11 +239,11 @@ def test_a_new_method_needs_its_schema_and_its_handler_only(tmp_path: Path) -> N
     declared = schema.read_text()
     assert declared.rstrip().endswith("}")
     schema.write_text(declared.rstrip()[:-1] + PING_SCHEMA.format(ordinal=ordinal))
-    served = '        await spine.serve({"links": links})\n'
+    served = "        await spine.serve(handlers)\n"
     handler = (
         "        async def ping(_call: object, params: Mapping[str, object]) -> dict[str, object]:\n"
         '            return {"echo": params["echo"]}\n\n'
-        '        await spine.serve({"links": links, "ping": ping})\n'
+        '        await spine.serve({**handlers, "ping": ping})\n'
     )
     text = organ.read_text()
     assert text.count(served) == 1
