@@ -1,7 +1,8 @@
 """integrity: knows which slot runs and keeps the boot counter armed.
 
 After bay0 says "healthy" it sets the running slot's counter back to all its attempts; `slots` tells what the
-ESP says. What the names mean is decided in `organs/integrity/rearm.py`.
+ESP says. What the names mean is decided in `organs/integrity/rearm.py`. The installed personas are kept by
+`organs/integrity/personas.py`.
 
 Touches: the ESP's block device by the descriptor it was handed, /run/spine/organs.json to read.
 Never: mounts anything, writes more than the sector that holds the counter, touches the other slot's name.
@@ -17,20 +18,20 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
 from bus.envelope import Code, Failure
 from organs import layout
-from organs.integrity import patch, rearm
+from organs.integrity import patch, personas, rearm
 from organs.integrity.fat import BadVolume, Entry, entries
 
 ORGANS = Path(layout.ORGANS_JSON)
 HEALTHY = "healthy"
 DEVICE = "device:esp"
 
-Handler = Callable[[object, Mapping[str, object]], Awaitable[dict[str, object]]]
+Handler = Callable[..., Awaitable[Any]]
 
 
 class Spine(Protocol):
@@ -119,12 +120,13 @@ async def slots(fd: int | None) -> dict[str, object]:
 
 
 async def main(spine: Spine) -> None:
-    """Serve `slots`, and arm the counter when the boot was healthy."""
+    """Serve the slots and the personas, and arm the counter when the boot was healthy."""
     fd = spine.fds.get(DEVICE)
+    counter = personas.counter(spine.fds)
 
     async def answer(_call: object, _params: Mapping[str, object]) -> dict[str, object]:
         return await slots(fd)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen, spine, fd)
-        await spine.serve({"slots": answer})
+        await spine.serve({"slots": answer, **counter.handlers()})
