@@ -432,12 +432,13 @@ def test_the_power_cut_harness_finds_a_store_that_does_not_sync() -> None:
 def test_anything_else_on_the_partition_is_corrupt_and_never_empty() -> None:
     for start in (b"\xeb\x3c\x90", b"\0" * (TABLE_BYTES - 1) + b"\1", MEDIUM.start[:100] + b"x"):
         medium = Medium(start.ljust(SIZE, b"\0"))
-        for act in (
+        acts: tuple[Callable[[Store], object], ...] = (
             lambda here: here.list(),
             lambda here: here.open("linda"),
             lambda here: here.begin("operator", len(LINDA), 0.0),
             lambda here: here.remove("linda"),
-        ):
+        )
+        for act in acts:
             with refused("", Code.CORRUPT):
                 act(store(medium))
         assert medium.log == []
