@@ -402,7 +402,10 @@ def _mount(row: _Table) -> Mount:
 
 
 def _device(row: _Table) -> Device:
-    return Device(name=row.one_of("name", DEVICES), mode=row.one_of("mode", MODES))
+    device = Device(name=row.one_of("name", DEVICES), mode=row.one_of("mode", MODES))
+    if device.name in layout.PORT_NAMES and len(device.openings()) > 1:
+        raise row.refuse("mode", "a port is opened once")
+    return device
 
 
 def _control(table: _Table) -> Control:

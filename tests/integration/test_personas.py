@@ -27,7 +27,6 @@ from spine.image import keys
 from tests.integration.live import Live, spine, within
 from tests.personas import DOCUMENT, block
 
-pytestmark = pytest.mark.container
 CHUNK = 512 * 1024
 SALT = "5a" * 32
 
@@ -112,26 +111,38 @@ def listed(port: Port) -> dict[str, int]:
     return {row["name"]: row["version"] for row in rows}
 
 
+def clear(ground: Live) -> None:
+    """Nothing is installed."""
+    with ground.port() as port:
+        for name in listed(port):
+            port.call("integrity.remove", {"name": name})
+
+
+@pytest.fixture
+def emptied(live: Live) -> Iterator[Live]:
+    """Each ground in turn, with nothing installed before and after."""
+    clear(live)
+    yield live
+    clear(live)
+
+
 @pytest.fixture
 def empty(container: Live) -> Iterator[Live]:
     """The container, with nothing installed before and after."""
-
-    def clear() -> None:
-        with container.port() as port:
-            for name in listed(port):
-                port.call("integrity.remove", {"name": name})
-
-    clear()
+    clear(container)
     yield container
-    clear()
+    clear(container)
 
 
-def test_a_persona_comes_stays_and_goes(empty: Live, tmp_path: Path) -> None:
+@pytest.mark.proves("INV-PERSONA-1")
+@pytest.mark.proves("INV-PERSONA-2")
+@pytest.mark.proves("INV-PERSONA-5")
+def test_a_persona_comes_stays_and_goes(emptied: Live, tmp_path: Path) -> None:
     key = keys.persona_key()
     first, second = (made(tmp_path, "stays", n, key, says=f"version {n}") for n in (1, 2))
     other = made(tmp_path, "stays", 2, key, says="another two")
     stranger = Ed25519PrivateKey.generate()
-    with empty.port() as port:
+    with emptied.port() as port:
         row = install(port, first)
         assert (row["name"], row["version"], row["length"]) == ("stays", 1, len(first))
         assert row["keyId"] == persona.key_id(keys.public_bytes(key))
@@ -160,6 +171,7 @@ def test_a_persona_comes_stays_and_goes(empty: Live, tmp_path: Path) -> None:
         assert install(port, second)["version"] == 2
 
 
+@pytest.mark.container
 @pytest.mark.proves("INV-PERSONA-1")
 def test_the_bytes_that_were_installed_are_the_ones_on_the_partition(empty: Live, tmp_path: Path) -> None:
     data = made(tmp_path, "bytes", 1, keys.persona_key())
@@ -171,6 +183,7 @@ def test_the_bytes_that_were_installed_are_the_ones_on_the_partition(empty: Live
     assert empty.ground.personas.read_bytes()[offset : offset + len(data)] == data
 
 
+@pytest.mark.container
 def test_a_killed_organ_keeps_what_was_installed_and_forgets_what_was_not(
     empty: Live, tmp_path: Path
 ) -> None:
@@ -190,6 +203,7 @@ def test_a_killed_organ_keeps_what_was_installed_and_forgets_what_was_not(
         assert listed(port) == {"kept": 1, "late": 1}
 
 
+@pytest.mark.container
 def test_what_is_installed_outlives_a_boot_and_not_a_fresh_one(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
