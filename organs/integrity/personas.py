@@ -32,6 +32,7 @@ from organs.persona import BLOCK, MANIFEST_BYTES, PersonaRefused, Refusal, key_i
 
 DEVICE: Final = f"device:{layout.PERSONAS}"
 LENT: Final = f"{DEVICE}:ro"
+KEYS = layout.PERSONA_KEYS
 # Half of what one message of the bus may have.
 CHUNK_BYTES_MAX: Final = 512 * 1024
 # Chunks follow one another at once; whoever was silent for this long has gone.
@@ -328,7 +329,7 @@ def described(row: Row, text: bytes) -> dict[str, object]:
     }
 
 
-def keys(path: str = layout.PERSONA_KEYS) -> frozenset[bytes]:
+def keys(path: str) -> frozenset[bytes]:
     """The trusted keys of this image; none, and a line on stderr, where they cannot be read."""
     try:
         text = Path(path).read_bytes()[: KEYS_BYTES_MAX + 1]
@@ -422,4 +423,4 @@ def _check(ticket: Ticket, table: Table, store: Store) -> tuple[Signed, Row | No
 def counter(fds: Mapping[str, int]) -> Counter:
     """The counter over the partition among the descriptors that an organ was handed."""
     fd = fds.get(DEVICE)
-    return Counter(None if fd is None else Store(Device(fd), keys()), fds.get(LENT))
+    return Counter(None if fd is None else Store(Device(fd), keys(KEYS)), fds.get(LENT))
