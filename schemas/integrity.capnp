@@ -3,6 +3,7 @@
 
 using import "spine.capnp".callers;
 using import "spine.capnp".deadlineMs;
+using import "spine.capnp".gives;
 using import "spine.capnp".idempotent;
 
 struct Entry @0xc6e2d4f18b3a5097 {
@@ -51,10 +52,11 @@ interface Integrity @0x8f47a3d2c91be056 {
   # All personas that are installed.
 
   open @2 (name :Text) -> (persona :Persona)
-    $callers(["freezer"]) $deadlineMs(5000) $idempotent;
-  # The persona of that name, its signature checked again. NOT_FOUND when it is not installed, CORRUPT when its manifest
-  # is not the one that was installed, REFUSED when its key is not trusted any more. Its image stays where it is until
-  # the organ starts again, also when the persona is removed or gets a new version meanwhile.
+    $callers(["freezer"]) $deadlineMs(5000) $idempotent $gives;
+  # The persona of that name, its signature checked again, and a descriptor of the partition that is open for reading
+  # only. NOT_FOUND when it is not installed, CORRUPT when its manifest is not the one that was installed, REFUSED when
+  # its key is not trusted any more. Its image stays where it is until the organ starts again, also when the persona is
+  # removed or gets a new version meanwhile.
 
   beginInstall @3 (bytes :UInt64) -> (ticket :UInt64)
     $callers(["operator"]) $deadlineMs(5000);

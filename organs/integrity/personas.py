@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 import trio
 
 from bus.envelope import Code, Failure
+from bus.server import Answer
 from organs import layout
 from organs.integrity import examine_persona, shelf
 from organs.integrity.examine_persona import Signed
@@ -381,9 +382,10 @@ class Counter:
         rows = await self._do(lambda store: store.list())
         return {"personas": [described(row, text) for row, text in rows]}
 
-    async def _open(self, _call: Caller, params: Mapping[str, object]) -> dict[str, object]:
+    async def _open(self, _call: Caller, params: Mapping[str, object]) -> Answer:
         row, text = await self._do(lambda store: store.open(cast(str, params["name"])))
-        return {"persona": described(row, text)}
+        assert self._lent is not None, "who has the partition to write has it to lend"
+        return Answer({"persona": described(row, text)}, (os.dup(self._lent),))
 
     async def _begin(self, call: Caller, params: Mapping[str, object]) -> dict[str, object]:
         length, now_s = cast(int, params["bytes"]), trio.current_time()

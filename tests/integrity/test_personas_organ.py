@@ -7,12 +7,14 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from bus import client, server
+from bus.descriptors import SUFFIX
 from bus.envelope import Code, Failure
 from organs.integrity import organ, personas
 from organs.integrity.shelf import DATA_AT
@@ -31,6 +33,7 @@ class Bench:
 
     fds: Mapping[str, int]
     listeners: Mapping[str, int]
+    beside: Mapping[str, int]
     up: trio.Event
 
     async def told(self) -> AsyncIterator[str]:
@@ -39,7 +42,8 @@ class Bench:
 
     async def serve(self, handlers: Mapping[str, organ.Handler]) -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve, INTEGRITY, handlers, self.listeners, 1)
+            serve = partial(server.serve, descriptors=self.beside)
+            await nursery.start(serve, INTEGRITY, handlers, self.listeners, 1)
             self.up.set()
 
 
@@ -83,16 +87,21 @@ async def running(
             for label, mode in (("device:personas", os.O_RDWR), ("device:personas:ro", os.O_RDONLY)):
                 fds[label] = os.open(path, mode)
                 open_here.callback(os.close, fds[label])
-        listeners = {}
-        for caller in ("operator", "freezer"):
-            place = tmp_path / f"integrity.{caller}"
+
+        def listen(name: str, kind: socket.SocketKind) -> int:
+            place = tmp_path / name
             place.unlink(missing_ok=True)
-            bound = open_here.enter_context(socket.socket(socket.AF_UNIX))
+            bound = open_here.enter_context(socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK))
             bound.bind(str(place))
             bound.listen(8)
-            listeners[caller] = bound.fileno()
+            return bound.fileno()
+
+        listeners = {
+            caller: listen(f"integrity.{caller}", socket.SOCK_STREAM) for caller in ("operator", "freezer")
+        }
+        beside = {"freezer": listen(f"integrity.freezer{SUFFIX}", socket.SOCK_SEQPACKET)}
         async with trio.open_nursery() as nursery:
-            bench = Bench(fds, listeners, trio.Event())
+            bench = Bench(fds, listeners, beside, trio.Event())
             nursery.start_soon(organ.main, bench)
             await bench.up.wait()
             peers = {name: client.Peer(INTEGRITY, str(tmp_path / f"integrity.{name}")) for name in listeners}
@@ -103,8 +112,9 @@ async def running(
 
 
 async def code(peer: client.Peer, method: str, **params: object) -> Code:
+    ask = peer.call_fds if INTEGRITY.methods[method].gives_fd else peer.call
     with pytest.raises(Failure) as failure:
-        await peer.call(method, params)
+        await ask(method, params)
     return failure.value.code
 
 
@@ -129,6 +139,26 @@ async def test_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert await held.operator.call("personas", {}) == {"personas": []}
 
 
+async def test_what_is_lent_is_the_partition_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, monkeypatch) as held:
+        row = await held.install(LINDA)
+        given: list[int] = []
+        for _ in range(2):
+            results, fds = await held.freezer.call_fds("open", {"name": "linda"})
+            assert results == {"persona": row}
+            given += fds
+        assert len(set(given)) == 2
+        for fd in given:
+            assert os.pread(fd, len(LINDA), DATA_AT) == LINDA
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.pwrite(fd, b"x", DATA_AT)
+            os.close(fd)
+        # Its own stays open, whatever a caller does with what it got.
+        _, [fd] = await held.freezer.call_fds("open", {"name": "linda"})
+        os.close(fd)
+        assert await code(held.freezer, "open", name="nobody") is Code.NOT_FOUND
+
+
 @pytest.mark.proves("INV-PERSONA-1")
 async def test_a_refusal_says_its_kind_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, monkeypatch) as held:
@@ -150,7 +180,8 @@ async def test_a_refusal_says_its_kind_first(tmp_path: Path, monkeypatch: pytest
 async def test_who_may_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, monkeypatch) as held:
         await held.install(LINDA)
-        assert await code(held.operator, "open", name="linda") is Code.FORBIDDEN
+        # Its descriptors have no way to the operator: there is no such socket.
+        assert await code(held.operator, "open", name="linda") is Code.BUSY
         for method, params in (
             ("beginInstall", {"bytes": len(LINDA)}),
             ("chunk", {"ticket": 1, "offset": 0, "data": b"x"}),
