@@ -103,9 +103,10 @@ def test_what_pid_1_is_given(container: Container, parts: Path) -> None:
     assert ground["slot"] is None
     assert ground["rootHash"] is None
     assert {"dm-verity", "esp", "watchdog"} <= set(ground["missing"])
-    assert list(ground["devices"]) == ["persist"]
+    assert list(ground["devices"]) == ["persist", "personas"]
     nodes = {line.removeprefix("dev ") for line in said if line.startswith("dev ")}
-    assert nodes == {"null", "zero", "full", "random", "urandom", Path(ground["devices"]["persist"]).name}
+    loops = {Path(node).name for node in ground["devices"].values()}
+    assert nodes == {"null", "zero", "full", "random", "urandom", *loops}
 
 
 def test_every_namespace_is_its_own(container: Container, parts: Path) -> None:

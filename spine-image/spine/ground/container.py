@@ -34,6 +34,8 @@ KILL_S = 10.0
 # The gate's filesystem, made here when no disk image was built.
 PERSIST_BYTES = 64 * 1024 * 1024
 GATE_UID = 2001
+# The personas' partition, as large as on the disk. All zeros is an empty one.
+PERSONAS_BYTES = 64 * 1024 * 1024
 
 SLOTS = ("slot-a", "slot-b")
 
@@ -76,6 +78,11 @@ class Container:
         return ground.process.pid
 
     @property
+    def personas(self) -> Path:
+        """The partition of the personas."""
+        return self.directory / "personas.img"
+
+    @property
     def sockets(self) -> Path:
         """The directory of `port.sock`; made when it is not there."""
         if self._sockets is None:
@@ -111,8 +118,8 @@ class Container:
     def provision(self, out: Path, *, fresh: bool = False) -> tuple[Path, Path, Path | None]:
         """The files to start from, out of what was built: root, persist, and the ESP when there is a disk.
 
-        `persist` is kept from the last time unless `fresh`; the ESP is as the machine's disk was built. Not
-        while it runs. SpineError (3) when nothing was built.
+        `persist` and the personas are kept from the last time unless `fresh`; the ESP is as the machine's
+        disk was built. Not while it runs. SpineError (3) when nothing was built.
         """
         paths.private(self.directory)
         root, image = out / "root.squashfs", out / "spine.img"
@@ -122,6 +129,8 @@ class Container:
             )
         persist, esp = self.directory / "persist.img", self.directory / "esp.img"
         table = gpt.read(image) if image.is_file() else {}
+        if fresh:
+            self.personas.unlink(missing_ok=True)
         if fresh or not persist.is_file():
             if "persist" in table:
                 disk.extract(image, table["persist"], persist)
@@ -169,6 +178,9 @@ class Container:
         self.clean()
         paths.private(self.directory)
         (self.directory / "root").mkdir(exist_ok=True)
+        if not self.personas.is_file():
+            with open(self.personas, "wb") as empty:
+                empty.truncate(PERSONAS_BYTES)
         (self.directory / state.ENDED_FILE).unlink(missing_ok=True)
         self.console.path.write_bytes(b"")
         plan = keeper.Plan(
@@ -177,6 +189,7 @@ class Container:
             cgroup=self.cgroup,
             root=str(root.absolute()),
             persist=str(persist.absolute()),
+            personas=str(self.personas.absolute()),
             esp=str(esp.absolute()) if esp else None,
             missing=[*NEVER_HERE, *([] if esp else ["esp"]), *(name for name in SLOTS if name not in slots)],
             read_only={name: str(path.absolute()) for name, path in slots.items()},

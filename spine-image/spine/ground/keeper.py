@@ -43,6 +43,7 @@ class Plan:
     cgroup: str
     root: str
     persist: str
+    personas: str
     esp: str | None
     missing: list[str]
     # Partitions of the disk that are read and never written, by name.
@@ -59,7 +60,10 @@ def main(plan: Plan) -> int:
         signal.signal(number, signal.SIG_IGN)
     where = Path(plan.directory)
     root, _root_fd = calls.loop(plan.root, read_only=True)
-    devices = {"persist": calls.loop(plan.persist, read_only=False)}
+    devices = {
+        name: calls.loop(path, read_only=False)
+        for name, path in (("persist", plan.persist), ("personas", plan.personas))
+    }
     if plan.esp is not None:
         devices["esp"] = calls.loop(plan.esp, read_only=False)
     for name, path in plan.read_only.items():
