@@ -61,6 +61,8 @@ def test_the_contract() -> None:
     }
     assert found["rooms"] == {}
     assert found["network"] == {"interfaces": ["lo"], "addresses": []}
+    assert found["pssKb"] == {"bay0": 9000, "zygote": 8000}
+    assert found["memory"] == {"totalKiB": 24000}
 
 
 def test_the_page_says_the_same() -> None:
@@ -74,6 +76,8 @@ def test_the_page_says_the_same() -> None:
         "gate",
         "waiting",
         "7000 KiB",
+        "9000 KiB",
+        "24000 KiB",
     ):
         assert word in shown
 
