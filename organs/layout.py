@@ -18,6 +18,8 @@ MANIFEST: Final = f"{LIBRARY}/manifest.toml"
 SCHEMAS: Final = f"{LIBRARY}/schemas.cgr"
 SWITCHBOARD: Final = f"{LIBRARY}/switchboard.json"
 RELEASE: Final = f"{LIBRARY}/release.json"
+# The public keys whose personas may be installed, 64 hexadecimal digits a line.
+PERSONA_KEYS: Final = f"{LIBRARY}/persona-keys"
 
 # At run time, in memory only.
 RUN: Final = "/run/spine"
