@@ -106,7 +106,8 @@ static _Noreturn void leave(int code) {
 
 /* The compiler may turn a loop or an assignment into a call of these, C library or not. */
 void *memset(void *to, int byte, size_t n) {
-    for (size_t i = 0; i < n; i++) ((volatile unsigned char *)to)[i] = (unsigned char)byte;
+    void *t = to;
+    __asm__ volatile("rep stosb" : "+D"(t), "+c"(n) : "a"(byte) : "memory");
     return to;
 }
 void *memcpy(void *to, const void *from, size_t n) {
@@ -155,15 +156,14 @@ static unsigned char out_buffer[4096];
 static size_t out_used;
 static int out_fd = 1;
 
-static _Noreturn void end(int code);
+static _Noreturn void fail(int code, const char *what);
 
 static void flush(void) {
     size_t n = out_used;
     out_used = 0;
-    if (write_all(out_fd, out_buffer, n) < 0) {
-        if (out_fd == 2) leave(FAILED);
-        end(FAILED);
-    }
+    if (write_all(out_fd, out_buffer, n) == 0) return;
+    if (out_fd == 2) leave(FAILED);
+    fail(FAILED, "standard output cannot be written");
 }
 
 static void put_byte(unsigned char byte) {
@@ -199,9 +199,9 @@ static void put_number(uint64_t number) {
     while (n) put_byte(digits[--n]);
 }
 
-static _Noreturn void end(int code) {
-    if (code == OK) flush();
-    leave(code);
+static _Noreturn void end(void) {
+    flush();
+    leave(OK);
 }
 
 static const char *verb_name = "";
@@ -561,7 +561,7 @@ static const struct {
 int main(int argc, char **argv) {
     if (argc >= 2 && (same(argv[1], "--help") || same(argv[1], "-h") || same(argv[1], "help"))) {
         put_text(HELP);
-        end(OK);
+        end();
     }
     int verb = argc >= 2 ? 0 : FOCUS + 1;
     while (verb <= FOCUS && !same(argv[1], VERBS[verb].name)) verb++;
@@ -578,7 +578,7 @@ int main(int argc, char **argv) {
     open_line();
     if (verb == LIST) {
         list(key);
-        end(OK);
+        end();
     }
     size_t n = verb == FOCUS ? encode(1, FOCUS, NULL, 0, 0, word) : encode(1, (enum verb)verb, key.at, key.n, value_n, NULL);
     struct response response = ask(1, n);
@@ -601,5 +601,5 @@ int main(int argc, char **argv) {
     default:
         break;
     }
-    end(OK);
+    end();
 }
