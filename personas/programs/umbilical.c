@@ -309,7 +309,7 @@ static _Noreturn void nonsense(void) { fail(FAILED, "the answer cannot be read")
 static const unsigned char *words_at(uint32_t segment, int64_t from, uint64_t n) {
     if (segment >= segment_count || from < 0 || (uint64_t)from > segments[segment].words ||
         n > segments[segment].words - (uint64_t)from)
-        nonsense();
+        nonsense(); /* INV-PERSONA-23 */
     return segments[segment].at + from * WORD;
 }
 

@@ -1,8 +1,8 @@
 """Builds a persona: from its recipe, its files and pinned packages to one signed file, `out/NAME.persona`.
 
-Needs no root. Works in the cache; the file in `out` is replaced by one rename. The same inputs and the same key
-give the same bytes. Refused, with the place: what the recipe, the lock or the tree of files does not allow. The
-signing key is used here and nowhere else.
+Needs no root. Works in the cache; the file in `out` is replaced by one rename. The same inputs and the same
+key give the same bytes. Refused, with the place: what the recipe, the lock or the tree of files does not
+allow. The signing key is used here and nowhere else.
 """
 
 import json
@@ -260,6 +260,7 @@ def _fetch(wanted: Recipe, package: Package, cache: Cache) -> Path:
 def _squash(tree: Tree, directory: Path, epoch: int) -> bytes:
     laid, squashed = directory / "laid", directory / "squashed"
     tree.write(laid)
+    # INV-PERSONA-24
     dates = ["-mkfs-time", str(epoch), "-all-time", str(epoch)]
     commands.run(
         ["mksquashfs", laid, squashed, *root.SQUASH, *root.SQUASH_FIXED, *dates],

@@ -2,8 +2,8 @@
 
     SquashFS | hash tree | manifest block
 
-Pure: bytes in, bytes out; the key stays behind a function. `check` believes nothing: it verifies the signature,
-both hashes, and makes the whole hash tree again.
+Pure: bytes in, bytes out; the key stays behind a function. `check` believes nothing: it verifies the
+signature, both hashes, and makes the whole hash tree again.
 """
 
 import struct

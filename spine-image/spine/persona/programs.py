@@ -1,8 +1,8 @@
 """Compiles the small C programs that personas carry, without a C library.
 
-Runs gcc in a directory of the caller's, on a copy of the source: no path of this host gets into the program, so
-its bytes depend on the source and the compiler alone. A program that does not compile is told with the
-compiler's own words.
+Runs gcc in a directory of the caller's, on a copy of the source: no path of this host gets into the
+program, so its bytes depend on the source and the compiler alone. A program that does not compile is told
+with the compiler's own words.
 """
 
 from pathlib import Path
@@ -16,8 +16,8 @@ DIRECTORY = "personas/programs"
 TARGET = "/usr/bin"
 # Every one is small, or it should be a package (bytes).
 SIZE_MAX = 100_000
-# No C library, nothing that differs between two runs, no table that only a debugger reads. A shadow stack and the
-# like need a library that sets them up.
+# No C library, nothing that differs between two runs, no table that only a debugger reads. A shadow stack and
+# the like need a library that sets them up.
 FLAGS = (
     *("-std=c11", "-Os", "-Wall", "-Wextra", "-Werror", "-march=x86-64"),
     *("-ffreestanding", "-fno-builtin", "-nostdlib", "-static", "-fno-pie", "-no-pie"),

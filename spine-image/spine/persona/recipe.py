@@ -1,8 +1,8 @@
 """The recipe of a persona: `personas/NAME/persona.toml`, read strictly.
 
-Pure but for `load`, which reads that one file. It knows the rules that a recipe must keep: no unknown key, no
-key left out, no wrong type, no number outside its range, no path that is not exactly one place in the room, no
-two things that contradict each other.
+Pure but for `load`, which reads that one file. It knows the rules that a recipe must keep: no unknown key,
+no key left out, no wrong type, no number outside its range, no path that is not exactly one place in the
+room, no two things that contradict each other.
 Never: fills in a value that the file does not state.
 Fails: with RecipeRefused, which names file, line, key and rule.
 """
@@ -198,7 +198,7 @@ class _Table:
         shown = where if where.isprintable() else repr(where)
         return RecipeRefused(self._file, _line(self._text, self._path, key), shown, rule)
 
-    def keys(self) -> tuple[str, ...]:
+    def all_keys(self) -> tuple[str, ...]:
         """All keys, in the order of the file."""
         return tuple(self._values)
 
@@ -289,9 +289,12 @@ def _line(text: str, path: str, key: str) -> int:
         # `files = { ... }`, and a key of a table within a table: the line that the outer key stands on.
         elif table == "" and re.match(rf"\s*{re.escape(wanted[0])}\s*[.=]", line):
             found = found or number
-        elif len(wanted) > 1 and table == wanted[0]:
-            if re.match(rf"\s*[\"']{re.escape(wanted[1])}[\"']\s*=", line):
-                return number
+        elif (
+            len(wanted) > 1
+            and table == wanted[0]
+            and re.match(rf"\s*[\"']{re.escape(wanted[1])}[\"']\s*=", line)
+        ):
+            return number
     return found
 
 
@@ -309,7 +312,7 @@ def _summary(root: _Table) -> str:
 
 def _files(table: _Table) -> tuple[File, ...]:
     found = []
-    for target in table.keys():
+    for target in table.all_keys():
         if problem := path_problem(target):
             raise table.refuse(target, problem)
         row = table.table(target)
@@ -320,13 +323,13 @@ def _files(table: _Table) -> tuple[File, ...]:
             raise table.refuse(target, 'mode must be rights like "0644" or "0755", and nothing above them')
         found.append(File(source=source, target=target, mode=int(mode, 8)))
     if len(found) > FILES_MAX:
-        raise table.refuse(table.keys()[-1], f"there must be at most {FILES_MAX} files")
+        raise table.refuse(table.all_keys()[-1], f"there must be at most {FILES_MAX} files")
     return tuple(found)
 
 
 def _links(table: _Table) -> dict[str, str]:
     found = {}
-    for path in table.keys():
+    for path in table.all_keys():
         target = table.take(path, str)
         if problem := path_problem(path) or link_problem(path, target):
             raise table.refuse(path, problem)

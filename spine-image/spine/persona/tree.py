@@ -1,13 +1,14 @@
 """The files of a persona before they are packed: what goes where, and what is refused.
 
-Pure, in memory: packages and the persona's own files are added one by one, and nothing is written until all of it
-is known, so no path in a package can lead a write out of the tree, and what lies at a path does not depend on what
-this host has there.
+Pure, in memory: packages and the persona's own files are added one by one, and nothing is written until all
+of it is known, so no path in a package can lead a write out of the tree, and what lies at a path does not
+depend on what this host has there.
 
-What is refused: a path that is not one place in the image, an entry below a symbolic link, a device, a socket, a
-pipe, a symbolic link that leads out of the image, two packages with different things at one path. What is changed:
-owner and date (everything is root's, of one date), setuid, setgid and sticky bits (taken away; nothing in a room
-could use them). What is left out of packages: manuals, all that lies where the spine mounts its own.
+What is refused: a path that is not one place in the image, an entry below a symbolic link, a device, a
+socket, a pipe, a symbolic link that leads out of the image, two packages with different things at one path.
+What is changed: owner and date (everything is root's, of one date), setuid, setgid and sticky bits (taken
+away; nothing in a room could use them). What is left out of packages: manuals, all that lies where the
+spine mounts its own.
 """
 
 import io
