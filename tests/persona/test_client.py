@@ -1,5 +1,5 @@
-"""The client in the room: the program that ships against the real umbilical, and the same source under sanitizers
-against every wrong answer.
+"""The client in the room: the program that ships against the real umbilical, and the same source under
+sanitizers against every wrong answer.
 
 The socket's path is compiled in. For tests it is `umbilical.sock`, below the directory the program is run in.
 """
@@ -33,10 +33,12 @@ VALUE_MAX = 1024 * 1024
 HONEST_EXITS = {0, 1, 4, 5, 7}
 
 
-def compiled(directory: Path, *flags: str) -> Path:
+def compiled(directory: Path, *flags: str, without: bytes = b"") -> Path:
     source = directory / "umbilical.c"
-    source.write_bytes(programs.source("umbilical"))
-    command = ["gcc", *flags, HERE, "-o", directory / "umbilical", source]
+    text = programs.source("umbilical")
+    assert without in text
+    source.write_bytes(text.replace(without, b";", 1) if without else text)
+    command = ["gcc", *flags, HERE, "-o", str(directory / "umbilical"), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     return directory / "umbilical"
 
@@ -53,7 +55,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("watched"), "-std=c11", *SANITIZED)
 
 
-# ---- against the real organ ----------------------------------------------------------------------------------
+# ---- against the real organ ------------------------------------------------------------------------------
 
 
 @dataclass
@@ -145,7 +147,7 @@ async def test_many_keys_come_in_pages(client: Path, tmp_path: Path) -> None:
         assert (await run(client, held, "linda", "list")).out.decode().splitlines() == names
 
 
-# ---- against a spine that says anything ----------------------------------------------------------------------
+# ---- against a spine that says anything ------------------------------------------------------------------
 
 
 class Liar:
@@ -378,7 +380,10 @@ def test_keys_that_do_not_grow_end_the_list(watched: Path, liar: Liar) -> None:
     assert liar.told(watched, response(keys=page), "list").code == 1, "more than was asked for"
     assert liar.told(watched, response(keys=page[1:]), "list").code == 0
     # The same page for ever: what comes must be greater than what was there.
-    assert liar.told(watched, response(keys=[b"a"], more=True) * 2, "list").code == 1
+    pages = [response(id=number, keys=[b"a"], more=True) for number in range(1, 5)]
+    done = liar.told(watched, b"".join(pages), "list")
+    assert (done.code, done.out) == (1, b"a\n")
+    assert done.err == "umbilical: list: the answer cannot be read\n"
 
 
 @pytest.mark.proves("INV-PERSONA-23")
@@ -418,7 +423,24 @@ def test_changed_answers_never_crash_it(watched: Path, liar: Liar) -> None:
     assert {0, 1, 7} <= seen, "the answers reach every part"
 
 
-# ---- what it is ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("without", "name"),
+    [
+        (b"nonsense(); /* INV-PERSONA-23 */", "largest list"),
+        (b"nonsense(); /* INV-PERSONA-23 */", "struct past the end"),
+        (b"if (words > (sizeof message - all) / WORD) nonsense();", "one word too many"),
+    ],
+)
+def test_the_sanitizers_bite(tmp_path: Path, liar: Liar, without: bytes, name: str) -> None:
+    """Without one of its checks the client is ended by the sanitizer: so the tests above would see it."""
+    (tmp_path / "seeded").mkdir()
+    # What the check guards must still be a statement.
+    seeded = compiled(tmp_path / "seeded", "-std=c11", *SANITIZED, "-Wno-empty-body", without=without)
+    done = liar.told(seeded, HOSTILE[name])
+    assert "AddressSanitizer" in done.err or "runtime error" in done.err
+
+
+# ---- what it is ------------------------------------------------------------------------------------------
 
 
 def test_it_is_small_needs_nothing_and_is_the_same_each_time(tmp_path: Path) -> None:

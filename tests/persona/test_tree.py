@@ -1,4 +1,4 @@
-"""What goes into a persona's image from a package, and what is refused; the packages are real tar archives."""
+"""What goes into a persona's image from a package, and what is refused; the packages are tar archives."""
 
 from __future__ import annotations
 
