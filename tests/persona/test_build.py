@@ -21,7 +21,7 @@ from spine.persona import build as building
 from spine.persona import image
 from spine.progress import Progress
 
-NAMES = sorted({"linda", "courier"})
+NAMES = ("courier", "linda")
 PATIENCE_S = 60
 
 
@@ -60,7 +60,7 @@ def quiet() -> Progress:
 
 
 @pytest.mark.proves("INV-PERSONA-24")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "painter"])
 def test_two_builds_are_the_same_to_the_byte(
     name: str, key: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,40 +192,59 @@ def test_a_package_that_is_not_the_locked_one_is_refused(
         assert "./spine persona build linda --relock" in refused.value.fix
 
 
-@pytest.mark.container
-@pytest.mark.usefixtures("key")
-def test_the_first_process_keeps_a_shell_and_takes_in_orphans(tmp_path: Path) -> None:
-    """linda's own files, in a room of the test's: process 1, with no power but the one to enter it."""
-    built = building.build("linda", quiet(), out=tmp_path)
-    room = tmp_path / "room"
-    subprocess.run(["unsquashfs", "-q", "-d", room, built.path], check=True, capture_output=True)
+@contextmanager
+def room(name: str, where: Path) -> Iterator[int]:
+    """The persona's own files in a room of the test's; our end of its console.
+
+    Its first process is process 1 and uid 0 of a user namespace, with no power but the one to enter the room.
+    """
+    built = building.build(name, quiet(), out=where)
+    inside = where / "room"
+    subprocess.run(["unsquashfs", "-q", "-d", inside, built.path], check=True, capture_output=True)
     for node in ("null", "console"):
-        (room / "dev" / node).touch()
+        (inside / "dev" / node).touch()
     ours, console = pty.openpty()
     enter = (
-        f"mount -t proc proc {room}/proc && mount --bind /dev/null {room}/dev/null && "
-        f"mount --bind {os.ttyname(console)} {room}/dev/console && exec setpriv --no-new-privs "
-        f"--bounding-set=-all,+sys_chroot --inh-caps=-all chroot {room} /sbin/init"
+        f"ip link set lo up; mount -t proc proc {inside}/proc && mount --bind /dev/null {inside}/dev/null && "
+        f"mount --bind {os.ttyname(console)} {inside}/dev/console && exec setpriv --no-new-privs "
+        f"--bounding-set=-all,+sys_chroot --inh-caps=-all chroot {inside} {' '.join(built.persona.init)}"
     )
-    command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount", "--uts"]
+    spaces = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--net"]
     with subprocess.Popen(
-        [*command, "sh", "-c", enter], stdin=subprocess.DEVNULL, stdout=console, stderr=console
+        ["unshare", *spaces, "sh", "-c", enter], stdin=subprocess.DEVNULL, stdout=console, stderr=console
     ) as child:
         try:
-            os.write(ours, b"(sleep 0.1 & exit) ; echo first $$; exit\n")
-            said = _until(ours, b"first ", 1)
-            # The shell ended; there is another one, and the orphan is not left as a zombie.
-            os.write(ours, b"sleep 0.3; echo zombies $(grep -l '^State:.Z' /proc/[0-9]*/status | wc -l)\n")
-            said += _until(ours, b"zombies 0", 1)
-            os.write(ours, b"tty; umbilical status; echo code $?\n")
-            said += _until(ours, b"code 3", 1)
-            assert b"/dev/console" in said
-            assert b"umbilical: status: /run/umbilical cannot be reached" in said
-            assert child.poll() is None
+            yield ours
+            assert child.poll() is None, "the first process ended"
         finally:
             child.kill()
             os.close(ours)
             os.close(console)
+
+
+@pytest.mark.container
+@pytest.mark.usefixtures("key")
+def test_the_first_process_keeps_a_shell_and_takes_in_orphans(tmp_path: Path) -> None:
+    with room("linda", tmp_path) as console:
+        os.write(console, b"(sleep 0.1 &) ; echo first $$; exit\n")
+        _until(console, b"\nfirst ", 1)
+        # The shell ended; there is another one, and the orphan is not left as a zombie.
+        os.write(console, b"sleep 0.3; echo zombies $(grep -l '^State:.Z' /proc/[0-9]*/status | wc -l)\n")
+        _until(console, b"zombies 0", 1)
+        os.write(console, b"tty; umbilical status; echo code $?\n")
+        said = _until(console, b"code 3", 1)
+        assert b"/dev/console" in said
+        assert b"umbilical: status: /run/umbilical cannot be reached" in said
+
+
+@pytest.mark.container
+@pytest.mark.usefixtures("key")
+def test_the_courier_serves_its_page(tmp_path: Path) -> None:
+    with room("courier", tmp_path) as console:
+        for port in (8080, 8081):
+            ask = f"until wget -qO- http://127.0.0.1:{port}/; do sleep 0.1; done; echo got {port}\n"
+            os.write(console, ask.encode())
+            assert b"courier is here" in _until(console, f"\ngot {port}".encode(), 1)
 
 
 def _until(terminal: int, wanted: bytes, times: int) -> bytes:
