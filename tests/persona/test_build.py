@@ -18,7 +18,7 @@ from spine import paths
 from spine.errors import Exit, SpineError
 from spine.image import inputs, keys
 from spine.persona import build as building
-from spine.persona import image
+from spine.persona import image, recipe
 from spine.progress import Progress
 
 NAMES = ("courier", "linda")
@@ -192,6 +192,22 @@ def test_a_package_that_is_not_the_locked_one_is_refused(
         assert "./spine persona build linda --relock" in refused.value.fix
 
 
+@pytest.mark.usefixtures("key")
+def test_a_lock_is_made_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tree(tmp_path, monkeypatch) as root:
+        lock = root / "personas/linda/persona.lock"
+        lock.unlink()
+        with pytest.raises(SpineError, match="cannot be used") as refused:
+            building.build("linda", quiet(), out=tmp_path)
+        assert refused.value.fix == "./spine persona build linda --relock"
+        building.build("linda", quiet(), relock=True, out=tmp_path)
+        [package] = building.decode_lock(recipe.load("linda"), lock.read_text())
+        assert package.name == "busybox-static"
+        first = (tmp_path / "linda.persona").read_bytes()
+        building.build("linda", quiet(), out=tmp_path)
+        assert (tmp_path / "linda.persona").read_bytes() == first
+
+
 @contextmanager
 def room(name: str, where: Path) -> Iterator[int]:
     """The persona's own files in a room of the test's; our end of its console.
@@ -205,9 +221,9 @@ def room(name: str, where: Path) -> Iterator[int]:
         (inside / "dev" / node).touch()
     ours, console = pty.openpty()
     enter = (
-        f"ip link set lo up; mount -t proc proc {inside}/proc && mount --bind /dev/null {inside}/dev/null && "
-        f"mount --bind {os.ttyname(console)} {inside}/dev/console && exec setpriv --no-new-privs "
-        f"--bounding-set=-all,+sys_chroot --inh-caps=-all chroot {inside} {' '.join(built.persona.init)}"
+        f"{inside}/bin/busybox ip link set lo up && mount -t proc proc {inside}/proc && "
+        f"mount --bind /dev/null {inside}/dev/null && mount --bind {os.ttyname(console)} {inside}/dev/console && "
+        f"exec setpriv --no-new-privs --bounding-set=-all,+sys_chroot --inh-caps=-all chroot {inside} {' '.join(built.persona.init)}"
     )
     spaces = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--net"]
     with subprocess.Popen(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spine.persona import tree as trees
 from spine.persona.tree import Folder, Link, Regular, Tree, TreeRefused
 
 
@@ -139,6 +140,20 @@ def test_two_packages_may_share_a_directory_and_an_equal_file() -> None:
     assert made.entries["/d/a"] == Regular(0o600, b"3")
     with pytest.raises(TreeRefused, match="is something else"):
         made.add("the recipe", "/d", Regular(0o600, b"3"), instead=True)
+
+
+def test_a_tree_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "TREE_BYTES_MAX", 10)
+    with pytest.raises(TreeRefused, match="is one too many"):
+        tree((member("./a"), b"123456"), (member("./b"), b"123456"))
+    with pytest.raises(TreeRefused, match="is larger than"):
+        tree((member("./a"), b"12345678901"))
+    # A file in the place of another counts once.
+    made = tree((member("./a"), b"123456"))
+    made.add("the recipe", "/a", Regular(0o644, b"1234567890"), instead=True)
+    monkeypatch.setattr(trees, "ENTRIES_MAX", 3)
+    with pytest.raises(TreeRefused, match="is one too many"):
+        tree(*(member(f"./{number}") for number in range(4)))
 
 
 def test_etc_must_be_a_directory() -> None:

@@ -256,7 +256,7 @@ def _install(args: argparse.Namespace) -> Answer:
         file = build(args.image, Progress()).path
         data = file.read_bytes()
     try:
-        described, _ = image.described(data)
+        described, key = image.described(data)
     except PersonaRefused as error:
         raise refused(args.image, error) from error
     with attach(args.ground).port() as port:
@@ -265,8 +265,8 @@ def _install(args: argparse.Namespace) -> Answer:
     return {
         **{key: installed[key] for key in ("name", "version", "keyId")},
         "path": str(file),
-        "text": f"{installed['name']} {installed['version']} is installed\n\n"
-        f"  ./spine persona start {installed['name']}\n",
+        "text": f"{_shown(described, key, 'verified by the spine')}\n"
+        f"It is installed.   ./spine persona start {installed['name']}\n",
     }
 
 
