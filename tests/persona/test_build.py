@@ -220,10 +220,15 @@ def room(name: str, where: Path) -> Iterator[int]:
     for node in ("null", "console"):
         (inside / "dev" / node).touch()
     ours, console = pty.openpty()
-    enter = (
-        f"{inside}/bin/busybox ip link set lo up && mount -t proc proc {inside}/proc && "
-        f"mount --bind /dev/null {inside}/dev/null && mount --bind {os.ttyname(console)} {inside}/dev/console && "
-        f"exec setpriv --no-new-privs --bounding-set=-all,+sys_chroot --inh-caps=-all chroot {inside} {' '.join(built.persona.init)}"
+    enter = " && ".join(
+        (
+            f"{inside}/bin/busybox ip link set lo up",
+            f"mount -t proc proc {inside}/proc",
+            f"mount --bind /dev/null {inside}/dev/null",
+            f"mount --bind {os.ttyname(console)} {inside}/dev/console",
+            "exec setpriv --no-new-privs --bounding-set=-all,+sys_chroot --inh-caps=-all "
+            f"chroot {inside} {' '.join(built.persona.init)}",
+        )
     )
     spaces = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--net"]
     with subprocess.Popen(
