@@ -157,7 +157,7 @@ class Net:
     def plug(self) -> None:
         """Put a card in, which is the near end of a wire."""
         self.wire = subprocess.Popen(
-            [sys.executable, "-m", "spine.ground.wire", str(self.spine), str(self.lease_s)],
+            [sys.executable, "-m", "spine.ground.wire", str(self.spine), str(os.getpid()), str(self.lease_s)],
             pass_fds=[self.spine],
             stdout=subprocess.PIPE,
             text=True,
