@@ -59,21 +59,25 @@ def compile_schemas(schemas_dir: Path, manifest_path: Path, out_dir: Path) -> No
         line = _line_of(schemas_dir / interface.file, declaration)
         raise SchemaRefused(interface.file, line, f"{declaration}: {rule}")
     pairs = switchboard(schemas.interfaces)
+    beside = switchboard(schemas.interfaces, beside=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "schemas.cgr").write_bytes(request)
-    text = json.dumps({"pairs": pairs}, indent=1, sort_keys=True) + "\n"
+    text = json.dumps({"fds": beside, "pairs": pairs}, indent=1, sort_keys=True) + "\n"
     (out_dir / "switchboard.json").write_text(text)
 
 
-def switchboard(interfaces: Mapping[str, wire.Interface]) -> list[tuple[str, str]]:
-    """The pairs (callee, caller) that need a socket, sorted. The host needs none: it comes in by a port."""
+def switchboard(interfaces: Mapping[str, wire.Interface], *, beside: bool = False) -> list[tuple[str, str]]:
+    """The pairs (callee, caller) that need a socket, sorted. The host needs none: it comes in by a port.
+
+    `beside`: those that need one more, for descriptors.
+    """
     return sorted(
         {
             (interface.name, caller)
             for interface in interfaces.values()
             for method in interface.methods.values()
             for caller in method.callers
-            if caller != HOST
+            if caller != HOST and (method.beside or not beside)
         }
     )
 
@@ -104,6 +108,8 @@ def _broken_rules(interface: wire.Interface, method: wire.Method, organs: frozen
         yield "$callers names a caller twice"
     for caller in method.callers:
         if caller == HOST:
+            if method.beside:
+                yield f"no descriptor crosses the port to the {HOST}, so $fd and $gives exclude it"
             if not interface.host_port:
                 yield f"only an interface with $hostPort may have the caller {HOST}"
         elif caller not in organs:

@@ -70,8 +70,9 @@ def _method(method: Method) -> Iterator[str]:
     yield f"| callers | {', '.join(method.callers)} |"
     yield f"| deadline | {method.deadline_ms} ms |"
     yield f"| idempotent | {'yes' if method.idempotent else 'no'} |"
-    if method.takes_fd:
-        yield "| with it | a file descriptor |"
+    if method.beside:
+        sides = [("the call", method.takes_fd), ("the answer", method.gives_fd)]
+        yield f"| descriptors | with {' and '.join(side for side, there in sides if there)} |"
     if method.disruptive:
         yield "| disruptive | may end a process or the system |"
     yield f"| ordinal | {method.ordinal} |"

@@ -10,14 +10,17 @@ It never keeps anything of a call after its answer, and it never retries.
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import trio
 
 from bus.admission import Load, admit
 from bus.alarm import NEVER, Alarm
+from bus.descriptors import Channel, Entrance, Held, Unsent, close_all
 from bus.envelope import (
+    BESIDE_BYTES,
+    DESCRIPTORS_MAX,
     MESSAGE_MAX,
     Code,
     Envelope,
@@ -26,7 +29,9 @@ from bus.envelope import (
     PeerError,
     Reassembler,
     frames,
+    pack_beside,
     pack_failure,
+    split_beside,
     unpack,
 )
 from bus.sockets import BATCH, Listener
@@ -50,8 +55,41 @@ class Call:
     attempt: int
     deadline_ns: int
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors that came with it, at least one for a `$fd` method. Closed when the handler has
+        returned."""
+        return ()
 
-Handler = Callable[[Call, dict[str, object]], Awaitable[Mapping[str, object]]]
+    def take(self) -> tuple[int, ...]:
+        """The same, but the handler's own from now on, to be closed by it."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _CallBeside(Call):
+    """A call that descriptors go beside."""
+
+    held: Held
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return self.held.fds
+
+    def take(self) -> tuple[int, ...]:
+        return self.held.take()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the handler of a `$gives` method returns: the results, and one to eight descriptors of its own,
+    which are closed when they were sent."""
+
+    results: Mapping[str, object]
+    fds: tuple[int, ...]
+
+
+Handler = Callable[[Call, dict[str, object]], Awaitable[Mapping[str, object] | Answer]]
 
 
 async def serve(
@@ -60,24 +98,37 @@ async def serve(
     listeners: Mapping[str, int],
     generation: int,
     *,
+    descriptors: Mapping[str, int] | None = None,
     tap: Tap | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answers the calls of an interface until cancelled.
 
     `handlers` has one handler for each method, by name; `listeners` a listening descriptor for each caller,
-    by name. ValueError when the handlers are not the interface's methods.
+    by name; `descriptors` another for each caller that may pass some. ValueError when the handlers are not
+    the interface's methods.
     """
+    beside = {} if descriptors is None else descriptors
     if handlers.keys() != interface.methods.keys():
         differing = sorted(handlers.keys() ^ interface.methods.keys())
         raise ValueError(f"{interface.name}: handlers and schema differ in {', '.join(differing)}")
     methods = {method.ordinal: (method, handlers[name]) for name, method in interface.methods.items()}
     async with trio.open_nursery() as nursery:
         for caller, listening_fd in listeners.items():
-            desk = _Desk(caller, interface.id, methods, generation, tap)
+            entrance = Entrance(beside[caller], generation) if caller in beside else None
+            desk = _Desk(caller, interface.id, methods, generation, tap, entrance)
             await nursery.start(desk.run, listening_fd)
         task_status.started()
         await trio.sleep_forever()
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """Where an admitted call was announced, under which token, and what came with it."""
+
+    channel: Channel
+    token: int
+    held: Held
 
 
 @dataclass(slots=True)
@@ -89,6 +140,8 @@ class _Work:
     method: Method
     handler: Handler
     deadline_ns: int
+    beside: _Beside | None = None
+    """Of a method that the schema gives `$fd` or `$gives`."""
 
 
 class _Worker:
@@ -119,8 +172,10 @@ class _Desk:
         methods: Mapping[int, tuple[Method, Handler]],
         generation: int,
         tap: Tap | None,
+        entrance: Entrance | None,
     ) -> None:
         self._tap = tap
+        self._entrance = entrance
         self._caller = caller
         self._interface_id = interface_id
         self._methods = methods
@@ -137,6 +192,8 @@ class _Desk:
         with Listener(listening_fd) as self._listener:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._alarm.run)
+                if self._entrance is not None:
+                    await self._nursery.start(self._entrance.run)
                 self._nursery.start_soon(self._work)
                 task_status.started()
 
@@ -230,6 +287,8 @@ class _Desk:
         if self._tap is not None:
             self._tap.show(Side.RECEIVED, self._caller, call)
         known = self._methods.get(call.ordinal) if call.interface == self._interface_id else None
+        if known is not None and known[0].beside:
+            return self._admit_beside(route, call, *known)
         verdict = admit(
             call,
             known[0] if known else None,
@@ -244,6 +303,45 @@ class _Desk:
         assert known is not None
         return _Work(route, call, known[0], known[1], verdict)
 
+    def _admit_beside(self, route: bytes, call: Envelope, method: Method, handler: Handler) -> _Work | None:
+        """The same for a call that descriptors go beside. They are looked for first, whatever becomes of the
+        call, so that those of a refused one do not stay."""
+        try:
+            token, count, body = split_beside(call.body)
+        except PeerError as error:
+            self._fail(route, call, Failure(Code.BAD_MESSAGE, str(error)))
+            return None
+        found = None if self._entrance is None else self._entrance.claim(token)
+        fds = () if found is None else found[1]
+        verdict = admit(
+            call,
+            method,
+            caller=self._caller,
+            generation=self._generation,
+            now_ns=time.monotonic_ns(),
+            load=Load(len(self._busy), self._bytes),
+        )
+        held = None
+        if not isinstance(verdict, Failure):
+            if found is None or len(fds) != count:
+                verdict = Failure(Code.BAD_MESSAGE, f"{count} descriptors were announced, not {len(fds)}")
+            elif (count > 0) != method.takes_fd:
+                verdict = Failure(Code.BAD_MESSAGE, f"{count} descriptors are not for this method")
+            else:
+                assert self._entrance is not None
+                held = self._entrance.hold(fds)
+                if held is None:
+                    self._fail(route, call, Failure(Code.BUSY, "its calls hold too many descriptors"))
+                    return None
+        if isinstance(verdict, Failure):
+            close_all(fds)
+            self._fail(route, call, verdict)
+            return None
+        assert found is not None
+        assert held is not None
+        beside = _Beside(found[0], token, held)
+        return _Work(route, replace(call, body=body), method, handler, verdict, beside)
+
     async def _execute(self, work: _Work, worker: _Worker) -> None:
         call = work.call
         worker.work = work
@@ -254,8 +352,12 @@ class _Desk:
         try:
             params = work.method.decode_params(call.body)
             await self._listener.room()
-            results = await work.handler(Call(self._caller, call.attempt, work.deadline_ns), params)
-            body = work.method.encode_results(results)
+            if work.beside is not None:
+                body = await self._execute_beside(work, work.beside, params)
+            else:
+                # Any: an Answer here is a fault of ours, which the encoder refuses as no mapping.
+                results: Any = await work.handler(Call(self._caller, call.attempt, work.deadline_ns), params)
+                body = work.method.encode_results(results)
             if len(body) > MESSAGE_MAX:
                 raise Failure(Code.TOO_LARGE, f"the answer has {len(body)} bytes")
         except PeerError as error:
@@ -264,9 +366,35 @@ class _Desk:
             kind, body = Kind.FAILURE, pack_failure(failure)
         finally:
             self._bytes -= len(call.body)
+            if work.beside is not None:
+                work.beside.held.close()
         self._busy.discard(worker)
         worker.work = None
         self._answer(work.route, call, kind, body)
+
+    async def _execute_beside(self, work: _Work, beside: _Beside, params: dict[str, object]) -> bytes:
+        """Calls the handler of a method with `$fd` or `$gives`; the body of the reply, its descriptors
+        sent."""
+        call = _CallBeside(self._caller, work.call.attempt, work.deadline_ns, beside.held)
+        answer: Any = await work.handler(call, params)
+        if not work.method.gives_fd:
+            return pack_beside(beside.token, 0) + work.method.encode_results(answer)
+        if not isinstance(answer, Answer):
+            raise TypeError(f"{work.method.interface_name}.{work.method.name} gives descriptors: an Answer")
+        try:
+            if not 1 <= len(answer.fds) <= DESCRIPTORS_MAX or set(answer.fds) & set(call.fds):
+                raise ValueError(f"an answer has 1 to {DESCRIPTORS_MAX} descriptors, the handler's own")
+            body = work.method.encode_results(answer.results)
+            if len(body) > MESSAGE_MAX - BESIDE_BYTES:
+                raise Failure(Code.TOO_LARGE, f"the answer has {len(body)} bytes")
+            try:
+                beside.channel.send(beside.token, answer.fds)
+            except Unsent as unsent:
+                text = f"executed, but the descriptors could not be sent: {unsent.reason}"
+                raise Failure(Code.INTERNAL, text) from None
+        finally:
+            close_all(set(answer.fds) - set(call.fds))
+        return pack_beside(beside.token, len(answer.fds)) + body
 
     def _due(self, now_ns: int) -> int:
         """Cancels what is due; the earliest deadline of the rest."""

@@ -16,7 +16,16 @@ from dataclasses import dataclass, replace
 from enum import IntEnum, unique
 from typing import Final, Protocol
 
-from bus.envelope import HEADER_BYTES, Envelope, Kind, PeerError, pack, unpack
+from bus.envelope import (
+    BESIDE_BYTES,
+    HEADER_BYTES,
+    Envelope,
+    Kind,
+    PeerError,
+    pack,
+    split_beside,
+    unpack,
+)
 from bus.wire import Field, Method, Schemas, Type
 
 _HEADER: Final = struct.Struct("<QqBBBB")
@@ -98,7 +107,12 @@ def redact(schemas: Schemas, envelope: Envelope) -> tuple[Envelope, bool]:
     if not any(_has_secret(field) for field in fields):
         return envelope, True
     try:
-        body = _emptied(method, envelope.kind, envelope.body, fields)
+        beside, body = b"", envelope.body
+        if method.beside:
+            # The token is worth nothing without the connection; the number of descriptors may be seen.
+            beside = body[:BESIDE_BYTES]
+            _, _, body = split_beside(body)
+        body = beside + _emptied(method, envelope.kind, body, fields)
     except PeerError:
         return replace(envelope, body=b""), False
     return replace(envelope, body=body), True

@@ -34,6 +34,7 @@ FD_ID: Final = 0xD8A6F0C3B1E27404
 SECRET_ID: Final = 0xD8A6F0C3B1E27405
 HOST_PORT_ID: Final = 0xD8A6F0C3B1E27406
 DISRUPTIVE_ID: Final = 0xD8A6F0C3B1E27407
+GIVES_ID: Final = 0xD8A6F0C3B1E27408
 
 _INTEGERS: Final = {
     f"{sign}int{bits}": (-(1 << bits - 1), (1 << bits - 1) - 1) if sign == "" else (0, (1 << bits) - 1)
@@ -91,6 +92,7 @@ class Method:
     """One method: what the schema says of it, and the encoders and decoders of its two structs.
 
     `callers` is empty and `deadline_ms` 0 where the schema says nothing; the build refuses such a schema.
+    `takes_fd`: descriptors come with a call; `gives_fd`: with its answer; `beside`: one of the two.
     """
 
     interface_name: str
@@ -101,6 +103,8 @@ class Method:
     deadline_ms: int
     idempotent: bool
     takes_fd: bool
+    gives_fd: bool
+    beside: bool
     disruptive: bool
     doc: str
     params: tuple[Field, ...]
@@ -276,6 +280,8 @@ class _Loading:
                 deadline_ms=int(annotations[DEADLINE_ID].uint32) if DEADLINE_ID in annotations else 0,
                 idempotent=IDEMPOTENT_ID in annotations,
                 takes_fd=FD_ID in annotations,
+                gives_fd=GIVES_ID in annotations,
+                beside=FD_ID in annotations or GIVES_ID in annotations,
                 disruptive=DISRUPTIVE_ID in annotations,
                 doc=member_docs[ordinal] if ordinal < len(member_docs) else "",
                 params=params.fields,

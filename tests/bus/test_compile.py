@@ -99,14 +99,25 @@ def test_calls_that_meet_again_are_no_circle(tmp_path: Path) -> None:
     )
     compile_schemas(source, MANIFEST, tmp_path / "out")
     assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {
-        "pairs": [["beta", "alpha"], ["echo", "alpha"], ["echo", "beta"]]
+        "fds": [],
+        "pairs": [["beta", "alpha"], ["echo", "alpha"], ["echo", "beta"]],
+    }
+
+
+def test_a_pair_that_passes_descriptors_has_a_second_socket(tmp_path: Path) -> None:
+    """alpha may call methods that carry some, beta only one that carries none."""
+    source = folder(tmp_path, courier=(HERE / "good/courier.capnp").read_text())
+    compile_schemas(source, MANIFEST, tmp_path / "out")
+    assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {
+        "fds": [["courier", "alpha"]],
+        "pairs": [["courier", "alpha"], ["courier", "beta"]],
     }
 
 
 def test_the_host_calls_one_interface_and_needs_no_socket(tmp_path: Path) -> None:
     source = folder(tmp_path, echo=interface("Echo", 3, method("a", 0, "host"), "$hostPort"))
     compile_schemas(source, MANIFEST, tmp_path / "out")
-    assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {"pairs": []}
+    assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {"fds": [], "pairs": []}
     (source / "beta.capnp").write_text(interface("Beta", 2, method("a", 0, "host"), "$hostPort"))
     with pytest.raises(SchemaRefused) as caught:
         compile_schemas(source, MANIFEST, tmp_path / "out")

@@ -38,6 +38,13 @@ def callers(name: str) -> set[str]:
         return set()
     methods = schemas().interfaces[name].methods.values() if name in schemas().interfaces else ()
     allowed = {caller for method in methods for caller in method.callers if caller in stanzas}
+    # A second socket for descriptors, where a method carries some.
+    allowed |= {
+        f"{caller}.fds"
+        for method in methods
+        for caller in method.callers
+        if caller in stanzas and method.beside
+    }
     return allowed | ({layout.TAP} if any(organ.taps for organ in stanzas.values()) else set())
 
 

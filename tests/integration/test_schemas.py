@@ -48,12 +48,13 @@ DRAWN = settings(
 
 
 def callable_here(table: Schemas) -> list[Method]:
-    """Every method that the host reaches: its own, and those that the operator may pass on."""
+    """Every method that the host reaches: its own, and those that the operator may pass on, which are none
+    that carry descriptors."""
     return [
         method
         for interface in table.interfaces.values()
         for method in interface.methods.values()
-        if (HOST if interface.host_port else OPERATOR) in method.callers
+        if (HOST if interface.host_port else OPERATOR) in method.callers and not method.beside
     ]
 
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bus.envelope import Kind, PeerError, unpack_failure
+from bus.envelope import Kind, PeerError, split_beside, unpack_failure
 from bus.tap import Record, Side
 from bus.wire import Method, Schemas
 
@@ -143,11 +143,13 @@ def _values(record: Record, method: Method | None) -> dict[str, object]:
     asked = record.envelope.kind is Kind.CALL
     fields = method.params if asked else method.results
     try:
-        body = record.envelope.body
+        body, shown = record.envelope.body, dict[str, object]()
+        if method.beside:
+            _, shown["descriptors"], body = split_beside(body)
         values = method.decode_params(body) if asked else method.decode_results(body)
     except PeerError as error:
         return {"body": f"(unreadable: {error})"}
-    return {field.name: SECRET if field.secret else values.get(field.name) for field in fields}
+    return shown | {field.name: SECRET if field.secret else values.get(field.name) for field in fields}
 
 
 def _outcome(record: Record) -> str:

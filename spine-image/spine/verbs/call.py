@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.method is None:
         methods = [m for interface in table.interfaces.values() for m in interface.methods.values()]
         if args.json:
-            names = [f"{m.interface_name}.{m.name}" for m in methods if set(CALLERS) & set(m.callers)]
+            names = [f"{m.interface_name}.{m.name}" for m in methods if values.callable_by(m, CALLERS)]
             sys.stdout.write(json.dumps({"methods": names}) + "\n")
         else:
             sys.stdout.write(values.listing(methods, CALLERS))
