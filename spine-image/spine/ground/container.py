@@ -102,7 +102,7 @@ class Container:
 
     @property
     def wire(self) -> int | None:
-        """The process that is the container's network, in whose namespace the router is; None where none is."""
+        """The process that is its network, in whose namespace the router is; None where there is none."""
         ground = state.read(self.directory)
         return ground.wire.pid if ground and ground.wire else None
 
