@@ -25,7 +25,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final, Protocol
@@ -70,9 +70,10 @@ CONNECT_FDS, CUT_FDS = 5, 2
 
 
 class Call(Protocol):
-    """What a handler uses of a call with descriptors: they are its own once taken."""
+    """What a handler uses of a call: the descriptors beside it, which are closed when it has returned."""
 
-    def take(self) -> tuple[int, ...]: ...
+    @property
+    def fds(self) -> tuple[int, ...]: ...
 
 
 Handler = Callable[[Call, Mapping[str, object]], Awaitable[dict[str, object]]]
@@ -249,26 +250,20 @@ class Rooms:
 
     async def connect(self, call: Call, params: Mapping[str, object]) -> dict[str, object]:
         """The handler. Raises Failure, OSError."""
-        fds = list(call.take())
+        name, inbound = room_name(params), params["inbound"]
+        if len(call.fds) != CONNECT_FDS or not isinstance(inbound, list):
+            raise Failure(Code.INVALID, f"netroom: unable to connect {name}: five descriptors are needed")
         try:
-            name = room_name(params)
-            inbound = params["inbound"]
-            if len(fds) != CONNECT_FDS or not isinstance(inbound, list):
-                raise Failure(Code.INVALID, f"netroom: unable to connect {name}: five descriptors are needed")
-            try:
-                chains = closed.chains(inbound)
-            except ValueError as error:
-                raise Failure(Code.INVALID, f"netroom: unable to connect {name}: {error}") from error
-            await self._end(name)
-            if len(self._remembered.keys() | self._netroom.connected | {name}) > ROOMS_MAX:
-                raise Failure(Code.FULL, f"netroom: unable to connect {name}: {ROOMS_MAX} rooms are known")
-            try:
-                room = self._accept(name, fds, chains)
-            except RoomRefused as error:
-                raise Failure(Code.REFUSED, f"netroom: unable to connect {error}") from error
-        finally:
-            for fd in fds:
-                os.close(fd)
+            chains = closed.chains(inbound)
+        except ValueError as error:
+            raise Failure(Code.INVALID, f"netroom: unable to connect {name}: {error}") from error
+        await self._end(name)
+        if len(self._remembered.keys() | self._netroom.connected | {name}) > ROOMS_MAX:
+            raise Failure(Code.FULL, f"netroom: unable to connect {name}: {ROOMS_MAX} rooms are known")
+        try:
+            room = self._accept(name, call.fds, chains)
+        except RoomRefused as error:
+            raise Failure(Code.REFUSED, f"netroom: unable to connect {error}") from error
         self._rooms[name] = room
         self._netroom.connected.add(name)
         self._nursery.start_soon(self._keep, room)
@@ -279,7 +274,7 @@ class Rooms:
         router = room.held.router
         return {"address": str(room.held.interface), "router": "" if router is None else str(router)}
 
-    def _accept(self, name: str, fds: list[int], chains: tuple[nftables.Chain, ...]) -> Room:
+    def _accept(self, name: str, fds: tuple[int, ...], chains: tuple[nftables.Chain, ...]) -> Room:
         """Load the filter, and only then take the rest, as copies. Raises RoomRefused."""
         namespace, route, filtering, client, resolv = fds
         with in_room(name), ExitStack() as undo:
@@ -294,28 +289,19 @@ class Rooms:
 
     async def cut(self, call: Call, params: Mapping[str, object]) -> dict[str, object]:
         """The handler. Raises Failure, OSError."""
-        fds = list(call.take())
+        name = room_name(params)
+        if len(call.fds) != CUT_FDS:
+            raise Failure(Code.INVALID, f"netroom: unable to cut {name}: two descriptors are needed")
+        # First, so that nothing of ours comes after what follows.
+        await self._end(name)
         try:
-            name = room_name(params)
-            if len(fds) != CUT_FDS:
-                raise Failure(Code.INVALID, f"netroom: unable to cut {name}: two descriptors are needed")
-            # First, so that nothing of ours comes after what follows.
-            await self._end(name)
-            try:
-                with in_room(name):
-                    inside = netlink.through(os.dup(fds[1]))
-                    try:
-                        down(inside)  # INV-NET-5
-                    finally:
-                        inside.close()
-            except RoomRefused as error:
-                raise Failure(Code.REFUSED, f"netroom: unable to cut {error}") from error
-            finally:
-                # Also where the kernel refused: what carried it goes down.
-                self._netroom.settle()
+            with in_room(name), closing(netlink.through(os.dup(call.fds[1]))) as inside:
+                down(inside)  # INV-NET-5
+        except RoomRefused as error:
+            raise Failure(Code.REFUSED, f"netroom: unable to cut {error}") from error
         finally:
-            for fd in fds:
-                os.close(fd)
+            # Also where the kernel refused: what carried it goes down.
+            self._netroom.settle()
         return {}
 
     async def forget(self, _call: Call, params: Mapping[str, object]) -> dict[str, object]:

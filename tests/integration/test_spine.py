@@ -65,7 +65,7 @@ def test_a_link_that_appears_is_parked(container: Live) -> None:
     pair = [
         "link",
         "add",
-        "eth0",
+        "late0",
         "up",
         "address",
         "02:00:00:00:00:01",
@@ -73,7 +73,7 @@ def test_a_link_that_appears_is_parked(container: Live) -> None:
         "veth",
         "peer",
         "name",
-        "eth1",
+        "late1",
     ]
     subprocess.run([*enter, *pair], check=True)
 
@@ -82,15 +82,15 @@ def test_a_link_that_appears_is_parked(container: Live) -> None:
         assert isinstance(found, list)
         return {link["name"]: (link["mac"], link["state"]) for link in found}
 
-    within("both ends parked", lambda: {"eth0", "eth1"} <= links().keys())
-    assert links()["eth0"] == ("02:00:00:00:00:01", "parked")
+    within("both ends parked", lambda: {"late0", "late1"} <= links().keys())
+    assert links()["late0"] == ("02:00:00:00:00:01", "parked")
     status = subprocess.run([*enter, "-br", "link"], capture_output=True, text=True, check=True).stdout
     assert [line.split()[:2] for line in status.splitlines()] == [["lo", "DOWN"]]
     # Another incarnation finds them where they were left.
     before = container.table()["netroom"]
     container.probe("kill", "netroom", 9)
     within("netroom restarted", lambda: container.restarted("netroom", before))
-    assert {"eth0", "eth1"} <= links().keys()
+    assert {"late0", "late1"} <= links().keys()
 
 
 def test_a_line_put_is_got_listed_and_deleted(live: Live) -> None:

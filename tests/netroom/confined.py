@@ -29,11 +29,7 @@ class Given:
     """A call with descriptors."""
 
     def __init__(self, fds: list[int]) -> None:
-        self._fds = fds
-
-    def take(self) -> tuple[int, ...]:
-        """They are the handler's."""
-        return tuple(os.dup(fd) for fd in self._fds)
+        self.fds = tuple(fds)
 
 
 class Standing:

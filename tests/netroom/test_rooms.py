@@ -163,8 +163,8 @@ async def test_the_filter_comes_before_the_link(world: Net, linda: Room) -> None
             fds = list(linda.handed())
             os.close(fds[2])
             fds[2] = os.dup(linda.route)
-            with pytest.raises(Failure) as refused:
-                await netroom.handlers["connect"](Given(*fds), {"room": "linda", "inbound": []})
+            with Given(*fds) as given, pytest.raises(Failure) as refused:
+                await netroom.handlers["connect"](given, {"room": "linda", "inbound": []})
             assert refused.value.code is Code.REFUSED
             assert linda.link() is None
             assert world.up() == set()
@@ -290,7 +290,7 @@ async def test_what_is_asked_wrongly_is_refused_and_nothing_leaks(world: Net, li
         async with serving(world) as netroom:
 
             async def refused(given: Given, method: str, **params: object) -> Code:
-                with pytest.raises(Failure) as failure:
+                with given, pytest.raises(Failure) as failure:
                     await netroom.handlers[method](given, params)
                 return failure.value.code
 

@@ -133,13 +133,14 @@ class Given:
 
     def __init__(self, *fds: int) -> None:
         self.fds = fds
-        self._taken = False
 
-    def take(self) -> tuple[int, ...]:
-        """They are the handler's from now on."""
-        assert not self._taken
-        self._taken = True
-        return self.fds
+    def __enter__(self) -> Given:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """As the server does when the handler has returned."""
+        for fd in self.fds:
+            os.close(fd)
 
 
 class Net:
@@ -157,7 +158,7 @@ class Net:
     def plug(self) -> None:
         """Put a card in, which is the near end of a wire."""
         self.wire = subprocess.Popen(
-            [sys.executable, "-m", "spine.ground.wire", str(self.spine), str(self.lease_s)],
+            [sys.executable, "-m", "spine.ground.wire", str(self.spine), str(os.getpid()), str(self.lease_s)],
             pass_fds=[self.spine],
             stdout=subprocess.PIPE,
             text=True,
@@ -253,12 +254,13 @@ class Serving:
     async def connect(self, to: Room, *inbound: int) -> dict[str, object]:
         """As the freezer calls it."""
         asked: dict[str, object] = {"room": to.name, "inbound": list(inbound)}
-        return await self.handlers["connect"](Given(*to.handed()), asked)
+        with Given(*to.handed()) as given:
+            return await self.handlers["connect"](given, asked)
 
     async def cut(self, of: Room) -> None:
         """As the freezer calls it."""
-        given = Given(os.dup(of.namespace), os.dup(of.route))
-        assert await self.handlers["cut"](given, {"room": of.name}) == {}
+        with Given(os.dup(of.namespace), os.dup(of.route)) as given:
+            assert await self.handlers["cut"](given, {"room": of.name}) == {}
 
     async def forget(self, of: Room) -> None:
         """As the freezer calls it."""

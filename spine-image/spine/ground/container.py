@@ -111,6 +111,12 @@ class Container:
         return ground.missing if ground else ()
 
     @property
+    def wire(self) -> int | None:
+        """The process that is its network, in whose namespace the router is; None where there is none."""
+        ground = state.read(self.directory)
+        return ground.wire.pid if ground and ground.wire else None
+
+    @property
     def exit_code(self) -> int | None:
         """How bay0 ended for good: 0 power-off, 70 panic, below 0 a signal; None while it runs or reboots."""
         return state.ended(self.directory)
@@ -197,7 +203,7 @@ class Container:
         )
         file = self.directory / "plan.json"
         file.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(paths.ROOT / "spine-image")])}
+        environment = {**os.environ, "PYTHONPATH": f"{paths.ROOT / 'spine-image'}:{paths.ROOT}"}
         with open(self.directory / "keeper.log", "wb") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "spine.ground.keeper", str(file)],

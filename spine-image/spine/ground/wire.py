@@ -1,6 +1,6 @@
 """The wire of a container: a network card for it, and a small network behind that.
 
-Run as a process of its own (`python -m spine.ground.wire NAMESPACE [LEASE_S]`); needs root. It makes a
+Run as a process of its own (`python -m spine.ground.wire NAMESPACE PARENT [LEASE_S]`); needs root. It makes a
 network namespace for itself and a veth pair, one end of which, `eth0`, it puts into the namespace behind the
 descriptor it was given. On the other end it is router, DHCP server and an echo on TCP port 7; nothing leads
 from there to the host's networks. It says `ready` when it answers, and ends with its parent; its namespace
@@ -142,9 +142,8 @@ def _set_up(namespace: int) -> None:
     here.close()
 
 
-def main(namespace: int, lease_s: int) -> None:
-    """Be the network. Never returns."""
-    parent = os.getppid()
+def main(namespace: int, parent: int, lease_s: int) -> None:
+    """Be the network, as long as `parent` lives."""
     calls.die_with_parent(signal.SIGKILL)  # INV-HOST-3
     if os.getppid() != parent:
         return
@@ -207,4 +206,4 @@ def _echo(fd: int, waiting: select.poll, open_now: dict[int, socket.socket]) -> 
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else LEASE_S)
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else LEASE_S)
