@@ -196,6 +196,10 @@ GROUPS: Final[Mapping[str, Group]] = {
             *_calls("mkdir rmdir setxattr getxattr listxattr"),
         ),
     ),
+    "handed-files": Group(
+        "to shorten a file that was handed over open; writing to it is a use of its descriptor",
+        _calls("ftruncate"),
+    ),
     "device-write": Group(
         "to write durably to a device that was handed over open",
         _calls("pwrite64 pwritev pwritev2 fsync fdatasync"),
