@@ -36,12 +36,14 @@ PURE_STDLIB = {
 }
 PURE = (
     "organs/bay0/restart.py",
+    "organs/builder/furnishing.py",
     "organs/builder/verdict.py",
     "organs/gate/verdict.py",
     "organs/integrity/fat.py",
     "organs/integrity/rearm.py",
     "organs/kernel/bpf.py",
     "organs/kernel/numbers.py",
+    "organs/kernel/roomcalls.py",
     "organs/kernel/syscalls.py",
     "organs/netroom/plan.py",
     "organs/freezer/focus.py",
