@@ -37,6 +37,7 @@ PURE_STDLIB = {
 }
 PURE = (
     "organs/bay0/restart.py",
+    "organs/builder/furnishing.py",
     "organs/builder/verdict.py",
     "organs/gate/verdict.py",
     "organs/integrity/esp.py",
@@ -45,6 +46,7 @@ PURE = (
     "organs/integrity/verify.py",
     "organs/kernel/bpf.py",
     "organs/kernel/numbers.py",
+    "organs/kernel/roomcalls.py",
     "organs/kernel/syscalls.py",
     "organs/netroom/dhcp.py",
     "organs/netroom/lease.py",

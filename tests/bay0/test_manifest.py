@@ -55,7 +55,8 @@ def test_the_real_manifest() -> None:
     assert operator.image is Image.DEVELOPMENT
     assert netroom.networks == {"parking"}
     powers = {name: organ.capabilities for name, organ in real.organs.items() if organ.capabilities}
-    assert powers == {"netroom": {"NET_ADMIN"}, "builder": {"SYS_ADMIN", "MKNOD"}}
+    root = {"SYS_ADMIN", "MKNOD", "SETUID", "SETGID", "DAC_OVERRIDE"}
+    assert powers == {"netroom": {"NET_ADMIN"}, "builder": root}
     assert (builder.uid, builder.pair) == (0, "freezer")
     assert all(organ.bus and organ.uid > 0 for organ in real.organs.values() if organ is not builder)
     assert gate.memory_max == 96 * 1024**2
