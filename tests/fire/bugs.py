@@ -39,7 +39,9 @@ BUGS = (
         "a bus client that forgets the calls of a dead peer",
         CLIENT,
         {
-            "            self._happened(pending, Event.LOST)\n": "            pending.deadline_ns = NEVER\n",
+            "        for pending in list(self._pending.values()):\n"
+            "            self._happened(pending, Event.LOST)\n": "        for pending in list(self._pending.values()):\n"
+            "            pending.deadline_ns = NEVER\n",
         },
         "has no end",
     ),
