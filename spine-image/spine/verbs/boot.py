@@ -43,10 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="start with an empty disk: forget all state")
     parser.add_argument("--display", action="store_true", help="show the machine's screen in a window")
+    parser.add_argument(
+        "--log-writes",
+        action="store_true",
+        help="log what the machine writes to its disk, so that ./spine cut can lose what it did not flush",
+    )
+    parser.add_argument(
+        "--no-restart", action="store_true", help="a machine that resets itself ends, and why is told"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Boot."""
+    _check(args)
     progress = Progress()
     kind = "container" if args.container else "machine"
     where = state.directory(kind)
@@ -60,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
             running = _container(args, where, progress) if args.container else _machine(args, where, progress)
             state.make_current(kind)
             progress.say(f"ready after {time.monotonic() - began:.1f} s")
+            if args.detach:
+                _say_who(running, progress)
     if args.json:
         document = {"ground": {"kind": kind, "pid": running.pid, "accel": getattr(running, "accel", "")}}
         sys.stdout.write(json.dumps(document) + "\n")
@@ -69,6 +80,23 @@ def run(args: argparse.Namespace) -> int:
         progress.say(f"next: ./spine status   ./spine call   ./spine log   ./spine stop{suffix}")
         return Exit.OK
     return _stay(running, progress, suffix)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.container and (args.log_writes or args.no_restart):
+        raise SpineError(
+            "--log-writes and --no-restart are for the machine",
+            "a container has no disk to log (./spine cut --container needs no log) and does not reset itself",
+            "./spine boot --container",
+            Exit.USAGE,
+        )
+
+
+def _say_who(running: Machine | Container, progress: Progress) -> None:
+    """Who can be spoken to; a persona that starts by itself is waited for, so that the next command finds it."""
+    with Lease(running) as lease:
+        if persona := _focused(lease):
+            progress.say(f"{persona} has the focus")
 
 
 def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machine:
@@ -88,13 +116,13 @@ def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machi
         # Only where we chose KVM ourselves may we take it back.
         silent_s = SILENT_S if how == "kvm" and args.accel == "auto" else None
         try:
-            _power_on(machine, disk_path, how, args.display, silent_s, progress)
+            _power_on(machine, disk_path, how, args, silent_s, progress)
         except Silent:
             machine.kill()
             reason = f"the kernel was silent for {SILENT_S:.0f} s"
             accel.remember(accel.Verdict(False, reason))
             progress.say(f"KVM is given up: {reason}; once more with TCG")
-            _power_on(machine, disk_path, "tcg", args.display, None, progress)
+            _power_on(machine, disk_path, "tcg", args, None, progress)
     except BaseException:
         machine.kill()
         raise
@@ -102,10 +130,21 @@ def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machi
 
 
 def _power_on(
-    machine: Machine, disk_path: Path, how: str, display: bool, silent_s: float | None, progress: Progress
+    machine: Machine,
+    disk_path: Path,
+    how: str,
+    args: argparse.Namespace,
+    silent_s: float | None,
+    progress: Progress,
 ) -> None:
     with progress.stage(f"booting the machine ({how})", ESTIMATE_S[how]):
-        machine.start(disk_path, accel=how, display=display)
+        machine.start(
+            disk_path,
+            accel=how,
+            display=args.display,
+            logged=args.log_writes,
+            no_reboot=args.no_restart,
+        )
         machine.wait_ready(silent_s=silent_s, on_stage=_Shown(progress))
 
 
@@ -151,11 +190,11 @@ def _build(progress: Progress, *, root_only: bool) -> None:
 
 
 def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
-    if args.fresh or args.display or args.accel != "auto":
+    if args.fresh or args.display or args.log_writes or args.no_restart or args.accel != "auto":
         suffix = " --container" if args.container else ""
         raise SpineError(
             f"the {kind} runs already",
-            f"it is process {pid}; --fresh, --display and --accel are for the start",
+            f"it is process {pid}, and options other than --detach are for the start",
             f"./spine stop{suffix}, then the same command again",
             Exit.REFUSED,
         )
