@@ -76,7 +76,7 @@ class House:
         # What fails waits for this first.
         self.hold = trio.Event()
         self.hold.set()
-        self.freezer = Freezer(self.groups, self)
+        self.freezer = Freezer(self.groups, self, own_schemas().interfaces["freezer"])
         self.unable: Failure | OSError | None = None
         self.made: dict[str, Room] = {}
         self.started: list[tuple[str, Sequence[str], Sequence[int]]] = []
@@ -135,10 +135,8 @@ class House:
 
     async def lines(self) -> dict[str, tuple[bool, int]]:
         """What the umbilical is told now."""
-        answer = await self.freezer.watch(CALL, {"seen": 0})
-        lines = answer["lines"]
-        assert isinstance(lines, list)
-        return {str(line["room"]): (bool(line["open"]), int(line["epoch"])) for line in lines}
+        told = [values["line"] for event, values in self.freezer.present() if event == "line"]
+        return {str(line["room"]): (bool(line["open"]), int(line["epoch"])) for line in told}  # type: ignore
 
 
 def awake(root: Path) -> tuple[str, ...]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 import trio
 
+from bus.server import Events
 from organs.kernel import netlink, network
 from organs.netroom import organ
 from organs.netroom.organ import Netroom
+from tests.bus.wiring import own_schemas
 
 pytestmark = pytest.mark.container
 
@@ -89,10 +91,11 @@ class Standing:
 
     def __init__(self, two: Two) -> None:
         self.fds = {"netlink:parking": os.dup(two.sockets[1]), "netns:parking": two.parking}
+        self.schemas = own_schemas()
         self.serving = trio.Event()
-        self.handlers: Mapping[str, Callable[..., Awaitable[dict[str, object]]]] = {}
+        self.handlers: Mapping[str, organ.Handler] = {}
 
-    async def serve(self, handlers: Mapping[str, Callable[..., Awaitable[dict[str, object]]]]) -> None:
+    async def serve(self, handlers: Mapping[str, organ.Handler], _events: Events) -> None:
         """Never returns."""
         self.handlers = handlers
         self.serving.set()
