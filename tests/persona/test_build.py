@@ -227,7 +227,8 @@ def room(name: str, where: Path, *, session: bool = True) -> Iterator[int]:
             f"mount -t proc proc {inside}/proc",
             *(f"mount --bind /dev/{node} {inside}/dev/{node}" for node in ("null", "tty")),
             f"mount --bind {os.ttyname(console)} {inside}/dev/console",
-            f"exec {'setsid --ctty ' if session else ''}setpriv --no-new-privs --bounding-set=-all,+sys_chroot --inh-caps=-all "
+            f"exec {'setsid --ctty ' if session else ''}"
+            "setpriv --no-new-privs --bounding-set=-all,+sys_chroot --inh-caps=-all "
             f"chroot {inside} {' '.join(built.persona.init)}",
         )
     )

@@ -226,7 +226,11 @@ def _list(args: argparse.Namespace) -> Answer:
     assert isinstance(found, list)
     for each in found:
         row = rows.setdefault(each["name"], {"name": each["name"], "recipe": False, "built": False})
-        row["installed"] = {"version": each["version"], "keyId": each["keyId"], "bytes": each["length"]}
+        # Of a damaged one the spine lists what it remembers, without the text that was signed.
+        row["installed"] = {
+            **{"version": each["version"], "keyId": each["keyId"], "bytes": each["length"]},
+            "damaged": not each["manifest"],
+        }
     listed = [rows[name] for name in sorted(rows)]
     return {"personas": listed, "running": running, "text": _table(listed, running)}
 
@@ -237,6 +241,7 @@ def _table(rows: list[Answer], running: bool) -> str:
         there = row["installed"]
         if isinstance(there, Mapping):
             state = f"version {there['version']}, key {there['keyId']}, {_size(int(there['bytes']))}"
+            state += ", DAMAGED" if there["damaged"] else ""
         else:
             state = "no" if running else "?"
         words = ["yes" if row[key] else "no" for key in ("recipe", "built")]
