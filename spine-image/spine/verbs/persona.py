@@ -228,7 +228,9 @@ def _list(args: argparse.Namespace) -> Answer:
         row = rows.setdefault(each["name"], {"name": each["name"], "recipe": False, "built": False})
         # Of a damaged one the spine lists what it remembers, without the text that was signed.
         row["installed"] = {
-            **{"version": each["version"], "keyId": each["keyId"], "bytes": each["length"]},
+            "version": each["version"],
+            "keyId": each["keyId"],
+            "bytes": each["length"],
             "damaged": not each["manifest"],
         }
     listed = [rows[name] for name in sorted(rows)]
