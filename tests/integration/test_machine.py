@@ -6,6 +6,8 @@ own; whatever happens, they are ended.
 
 from __future__ import annotations
 
+import base64
+import errno
 import json
 import random
 import re
@@ -192,14 +194,16 @@ def test_the_power_cut_catches_a_gate_that_skips_its_flush(
 @pytest.mark.proves("INV-BUILD-4")
 @pytest.mark.proves("INV-BUILD-5")
 @pytest.mark.proves("INV-NET-1")
-def test_the_builder_checks_blocks_and_a_card_is_parked(
+@pytest.mark.proves("INV-ROOM-1")
+def test_the_builder_checks_blocks_and_makes_a_room_and_a_card_is_parked(
     report: Mapping[str, object], tmp_path: Path, power_on: PowerOn
 ) -> None:
     assert report["version"]
     freezer = (paths.ROOT / FREEZER).read_text()
     asking = freezer.replace("async def main(", "async def freeze(")
     assert asking != freezer
-    asking += (Path(__file__).parent / "asker.py").read_text().split('"""', 2)[2] + ASKING
+    asker = (Path(__file__).parent / "asker.py").read_text().split('"""', 2)[2]
+    asking += asker.replace('IMAGE = ""', f'IMAGE = "{persona(tmp_path)}"') + ASKING
     # It writes the personas it asks for, which the freezer itself may not.
     manifest = (paths.ROOT / MANIFEST).read_text()
     writing = manifest.replace('"files-read", "cgroups"]', '"files-read", "files-write", "cgroups"]')
@@ -220,7 +224,17 @@ def test_the_builder_checks_blocks_and_a_card_is_parked(
     before = live.table()["builder"]
     live.probe("kill", "builder", 9)
     within("all devices gone", lambda: told("all is gone"))
+    console = str(facts.pop("console"))
+    generations = {key for key in facts if key.startswith("ran for ")}
+    assert len(generations) == 2
+    assert all(facts.pop(key) == ["Started", "exit 7\n"] for key in generations)
     assert facts == {
+        "room": ["listener", "netns", "route", "console"],
+        "born": ["populated", "1", "frozen", "1"],
+        "said frozen": False,
+        "umbilical": "hello",
+        "peer": 0x15_0000,
+        "the room's device is gone": True,
         "checked": True,
         "same": True,
         "blocks": ["00", "01", "02", "Input/output error", "04", "05", "06", "07"],
@@ -231,12 +245,55 @@ def test_the_builder_checks_blocks_and_a_card_is_parked(
         "held goes on": "01",
         "all is gone": True,
     }
+    said = dict(line.split(None, 1) for line in console.splitlines() if len(line.split(None, 1)) == 2)
+    assert {
+        key: said[key].strip() for key in ("CapEff:", "CapBnd:", "NoNewPrivs:", "Seccomp:", "NSpid:")
+    } == {
+        "CapEff:": "00000000000005fb",
+        "CapBnd:": "00000000000005fb",
+        "NoNewPrivs:": "1",
+        "Seccomp:": "2",
+        "NSpid:": "1",
+    }
+    assert {key: int(said[key]) for key in sorted(TRIED)} == TRIED
+    assert "0::/\r\n" in console
     assert live.restarted("builder", before)
     assert live.call("netroom.links") == {
         "links": [{"name": "eth0", "mac": "52:54:00:12:34:56", "state": "parked"}]
     }
     network = json.loads(str(live.call("operator.status")["json"]))["network"]
     assert network == {"interfaces": ["lo"], "addresses": []}
+
+
+# What the first program tried, and the errno that it must get on the kernel of the image; 0 is a success.
+TRIED = {
+    "write": 0,
+    "null": 0,
+    "node": -errno.EACCES,
+    "settings": -errno.EACCES,
+    "kmsg": 0,
+    "unshare": -errno.EPERM,
+    "mount": -errno.EPERM,
+    "clone3": -errno.ENOSYS,
+    "inet": -errno.EAFNOSUPPORT,
+    "connect": 0,
+}
+
+
+def persona(folder: Path) -> str:
+    """A SquashFS with one program and one device node, in base64."""
+    root = folder / "persona"
+    root.mkdir()
+    source = Path(__file__).with_name("first.c")
+    # Without a library the compiler must not call one either.
+    gcc = ["gcc", "-static", "-nostdlib", "-Os", "-fno-stack-protector", "-fno-tree-loop-distribute-patterns"]
+    subprocess.run([*gcc, "-o", str(root / "first"), str(source)], check=True)
+    image = folder / "persona.squashfs"
+    squash = ["mksquashfs", str(root), str(image), "-quiet", "-no-progress", "-comp", "zstd", "-all-root"]
+    subprocess.run([*squash, "-p", "node c 666 0 0 1 3"], check=True, stdout=subprocess.DEVNULL)
+    content = image.read_bytes()
+    # Two blocks at least: a single one would be its own hash tree.
+    return base64.b64encode(content.ljust(max(2, -(-len(content) // 4096)) * 4096, b"\0")).decode()
 
 
 def offset_in_slot(disk: Path, slot: str, inside: int) -> int:
