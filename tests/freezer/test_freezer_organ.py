@@ -18,6 +18,7 @@ from organs.freezer import focus
 from organs.freezer.facts import Facts
 from organs.freezer.focus import Phase, Step
 from organs.freezer.organ import Freezer
+from organs.freezer.policy import ROOM_INTERVAL_MS
 from organs.freezer.rooms import Room
 from organs.kernel import _libc, mounts
 from organs.kernel.cgroups import Subtree
@@ -370,7 +371,7 @@ async def test_rooms_are_started_and_stopped_once(root: Path) -> None:
         assert refused.value.code is Code.FULL
 
 
-def made(*, dies_unfocused: bool = False) -> Room:
+def made(*, dies_unfocused: bool = False, may_focus: bool = False) -> Room:
     """What the hands know of a complete room."""
     known = Facts(
         slot=0,
@@ -379,6 +380,7 @@ def made(*, dies_unfocused: bool = False) -> Room:
         inbound=None,
         console=False,
         dies_unfocused=dies_unfocused,
+        may_focus=may_focus,
     )
     return Room(facts=known, cgroup=1, fds={})
 
@@ -396,6 +398,23 @@ async def test_a_room_that_must_not_wait_frozen_dies_when_it_loses_the_focus(roo
         await house.until(lambda: house.freezer.state.phase("linda") is Phase.ABSENT)
         assert awake(root) == ("courier",)
         assert house.freezer.state.focus == "courier"
+
+
+@pytest.mark.proves("INV-FOCUS-7")
+async def test_only_who_was_granted_it_passes_the_focus_on(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        house.made = {"linda": made(may_focus=True), "courier": made()}
+        await house.focus("courier")
+        wish = {"room": "courier", "persona": "linda"}
+        with pytest.raises(Failure, match="not granted") as refused:
+            await house.freezer.request_focus(CALL, wish)
+        assert refused.value.code is Code.FORBIDDEN
+        assert awake(root) == ("courier",)
+        await house.focus("linda")
+        await trio.sleep(ROOM_INTERVAL_MS / 1000)
+        await house.freezer.request_focus(CALL, {"room": "linda", "persona": "courier"})
+        await house.until(lambda: house.freezer.state.focus == "courier")
 
 
 class WithStreams(Call):
