@@ -21,3 +21,5 @@ class Boot(Enum):
     FLIPPED_ROOT = "a flipped byte in a block that boot reads"
     FLIPPED_TREE = "a flipped byte in the hash tree"
     BUILDER = "checked devices of the builder, and a network card that is parked"
+    OFFENDER = "an organ that takes memory without end, until its memory.max ends it"
+    ENDLESS = "a caller whose message never ends, until its callee's memory.max ends the callee"

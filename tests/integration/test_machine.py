@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from bus.envelope import Code
+from organs.manifest import load
 from spine import paths
 from spine.ground import accel, gpt
 from spine.ground.disk import sparse_copy
@@ -25,6 +27,8 @@ from spine.ground.port import PortFailure
 from spine.ground.qemu import Machine
 from spine.image.build import build
 from spine.progress import Progress
+from tests.fire.offenders import offence_named
+from tests.fire.rig import development
 from tests.integration.boots import Boot
 from tests.integration.live import Live, within
 from tests.powercut import blklog
@@ -319,3 +323,60 @@ def test_a_flipped_byte_panics_the_machine(
     said = live.ground.console.text()
     assert "Kernel panic" in said
     assert "spine: stage" not in said
+
+
+@pytest.mark.parametrize(
+    ("boot", "offence", "ended"),
+    [
+        (Boot.OFFENDER, "memory without end", "umbilical"),
+        # The honest exception: libzmq counts it by no limit, and the callee pays.
+        (Boot.ENDLESS, "a message without end", "gate"),
+    ],
+)
+def test_memory_without_end_is_ended_by_the_limit_of_one_organ_and_no_other_notices(
+    report: Mapping[str, object], tmp_path: Path, power_on: PowerOn, boot: Boot, offence: str, ended: str
+) -> None:
+    """The real memory.max, which the container ground of most hosts has not; else as tests/fire does it."""
+    assert report["version"]
+    out = tmp_path / "out"
+    build(out, replace=offence_named(offence).overlay(development()), progress=Progress())
+    live = power_on(boot, out / "spine.img")
+    before = live.table()
+    kept = 0
+
+    def ended_twice() -> bool:
+        nonlocal kept
+        key = f"{kept}".encode()
+        try:
+            live.call("gate.put", persona="linda", key=key, value=key)
+            kept += 1
+        except PortFailure as failure:
+            # Typed, and only where the callee is the one that ends.
+            if ended != "gate" or failure.failure.code not in (Code.PEER_DIED, Code.DEADLINE):
+                raise
+        now, then = (int(str(table[ended]["generation"])) for table in (live.table(), before))
+        return now >= then + 2
+
+    within(f"{ended} ended twice", ended_twice)
+    after = live.table()
+    assert {n for n, row in after.items() if row["generation"] != before[n]["generation"]} == {ended}
+    said = live.call("operator.log", organ="umbilical", bytes=65536)["text"]
+    assert isinstance(said, bytes)
+    reached = max(int(number) for number in re.findall(rb"offended (\d+)", said))
+    limit = load(str(paths.ROOT / MANIFEST)).organs[ended].memory_max
+    if ended == "umbilical":
+        assert limit // 2 < reached << 20 <= limit
+    else:
+        assert reached > limit // 2
+
+    def all_is_kept() -> bool:
+        try:
+            for number in range(kept):
+                key = f"{number}".encode()
+                assert live.call("gate.get", persona="linda", key=key)["value"] == key
+        except PortFailure:
+            return False  # the offender goes on, so the gate may be away again
+        return True
+
+    within("what was acknowledged is there", all_is_kept)
+    assert kept >= 1
