@@ -59,12 +59,11 @@ class Room:
 
     def _drain(self) -> dict[str, object]:
         assert self._child is not None
+        code = self._child.poll()  # before the look: what was written by then is seen
         output, error = (_some(stream, self._step) for stream in (self._child.stdout, self._child.stderr))
-        code = self._child.poll()
-        over = code is not None and not output and not error
-        ended = (
-            ("exit 0" if code is None else f"exit {code}" if code >= 0 else f"signal {-code}") if over else ""
-        )
+        ended = ""
+        if code is not None and not output and not error:
+            ended = f"exit {code}" if code >= 0 else f"signal {-code}"
         return {"output": output, "error": error, "ended": ended}
 
 
