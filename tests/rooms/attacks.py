@@ -1,8 +1,8 @@
 """The attacks on a room, one a row: what is tried, and which lines of docs/escapes.md it stands for.
 
-Pure: nothing here runs anything. A row's words are for `attack` (attack.c); what stands in braces is filled in
-by the place it is tried in: `controls.py` for the unprotected one, `test_attacks.py` for a room. `control` holds
-other words for the unprotected place, where the same attack needs something put in its way first.
+Pure: nothing here runs anything. A row's words are for `attack` (attack.c); what stands in braces is filled
+in by the place it is tried in: `controls.py` for the unprotected one, tests/integration/test_attacks.py for a
+room. `control` holds other words for the unprotected place, where something must be put in the way first.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _processes() -> Iterator[Attack]:
     for act in acts.split():
         absent = NOT_BUILT if act in ("compare", "read") else frozenset()
         yield Attack(f"process-{act}", f"process-{act} {{victim}}", (18,), absent=absent)
-    for kind in "mnt pid net ipc uts cgroup".split():
+    for kind in ["mnt", "pid", "net", "ipc", "uts", "cgroup"]:
         yield Attack(f"process-setns-{kind}", f"process-setns {{mark}} {kind} {{pids}}", (18,))
         yield Attack(f"own-setns-{kind}", f"own-setns {kind}", (18,))
 
@@ -55,7 +55,7 @@ def _things() -> Iterator[Attack]:
 
 
 def _namespaces() -> Iterator[Attack]:
-    for kind in "user mnt pid net ipc uts cgroup time".split():
+    for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"]:
         yield Attack(f"unshare-{kind}", f"unshare {kind}", (19,), absent=NOT_BUILT)
         if kind != "time":
             yield Attack(f"clone-{kind}", f"clone {kind}", (7, 19))
@@ -63,14 +63,14 @@ def _namespaces() -> Iterator[Attack]:
 
 
 def _mounts() -> Iterator[Attack]:
-    for kind in "proc tmpfs sysfs cgroup2 devpts".split():
+    for kind in ["proc", "tmpfs", "sysfs", "cgroup2", "devpts"]:
         yield Attack(f"mount-{kind}", f"mount {kind}", (13, 19))
     yield Attack("mount-cgroup", "mount cgroup pids", (13,), absent=NOT_BUILT)
     yield Attack("mount-overlay", "mount-overlay", (19,), absent=NOT_BUILT)
     yield Attack("mount-bind", "mount-bind", (19,))
     yield Attack("remount-proc-sys", "remount {covered}", (24,))
     yield Attack("unmount-a-cover", "unmount {covered}", (24,))
-    for act in "pivot-root open-tree move-mount fspick mount-setattr".split():
+    for act in ["pivot-root", "open-tree", "move-mount", "fspick", "mount-setattr"]:
         yield Attack(act, act, (7, 19))
     yield Attack("fsopen", "fsopen tmpfs", (7, 19))
     yield Attack("foreign-mount", "foreign-mount", (1, 14))
@@ -81,7 +81,7 @@ def _devices() -> Iterator[Attack]:
     yield Attack("node-of-memory", "node c 1:1", (3,), absent=NO_DEVICE)
     yield Attack("node-of-the-log", "node c 1:11", (25,))
     yield Attack("node-of-loop-control", "node c 10:237", (3,), absent=NO_DEVICE)
-    for device in "loop-control kmsg mem kvm fuse net/tun mapper/control".split():
+    for device in ["loop-control", "kmsg", "mem", "kvm", "fuse", "net/tun", "mapper/control"]:
         yield Attack(
             f"device-{device.replace('/', '-')}", f"file-write /dev/{device}", (3,), absent=NO_DEVICE
         )
@@ -122,12 +122,33 @@ def _networks() -> Iterator[Attack]:
 
 
 def _kernel() -> Iterator[Attack]:
-    for act in "key-add key-control key-request".split():
+    for act in ["key-add", "key-control", "key-request"]:
         yield Attack(act, act, (17,), absent=NOT_BUILT)
-    for act in "bpf perf userfaultfd kexec kexec-file module-load module-file module-unload handle".split():
+    for act in [
+        "bpf",
+        "perf",
+        "userfaultfd",
+        "kexec",
+        "kexec-file",
+        "module-load",
+        "module-file",
+        "module-unload",
+        "handle",
+    ]:
         yield Attack(act, act, (25,), absent=NOT_BUILT)
     yield Attack("io-uring", "io-uring", (20,), absent=NOT_BUILT)
-    for act in "ioperm iopl clock-set time-set name-set reboot swapon acct fanotify modify-ldt".split():
+    for act in [
+        "ioperm",
+        "iopl",
+        "clock-set",
+        "time-set",
+        "name-set",
+        "reboot",
+        "swapon",
+        "acct",
+        "fanotify",
+        "modify-ldt",
+    ]:
         yield Attack(act, act, (25,), absent=NOT_BUILT)
     yield Attack("kernel-log", "kernel-log", (25,))
     yield Attack("kernel-pointers", "kernel-pointers", (24,), absent=NO_FILE)
@@ -183,7 +204,7 @@ def _files() -> Iterator[Attack]:
 
 
 def _own() -> Iterator[Attack]:
-    for act in "capability-raise capability-inherit privileges-new unfiltered".split():
+    for act in ["capability-raise", "capability-inherit", "privileges-new", "unfiltered"]:
         yield Attack(act, act, (10,))
     yield Attack("setuid-program", "setuid-program {setuid}", (10,))
     yield Attack("foreign-exe", "foreign-exe", (1,), control="chrooted {jail} foreign-exe")
@@ -220,7 +241,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The name of the error or signal by which it was refused; NOTHING where it found nothing to reach."""
+        """The error or signal by which it was refused; NOTHING where there was nothing to reach."""
         return "" if self.reached else self.said.split(" ", 1)[0]
 
 

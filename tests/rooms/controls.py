@@ -1,9 +1,9 @@
 """The unprotected place: root in namespaces that are thrown away, with a victim beside it.
 
-What an attack cannot do here it cannot do anywhere on this kernel, so being refused it in a room says nothing.
-Touches: namespaces of its own (mount, pid, ipc, uts, net), a tmpfs in them, one empty cgroup, removed at the end.
-The host's own processes cannot be seen, its mounts are private copies, and the end of the first process of the
-pid namespace ends all that was born in it.
+What an attack cannot do here it cannot do anywhere on this kernel, so that a room refuses it says nothing.
+Touches: namespaces of its own (mount, pid, ipc, uts, net), a tmpfs in them, one empty cgroup, which is removed
+at the end. The host's own processes cannot be seen, its mounts are private copies, and the end of the first
+process of the pid namespace ends all that was born in it.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ def tried(attacks: Sequence[Attack], program: Path, folder: Path) -> dict[str, A
         "outside": "/mnt/outside",
     }
     lines = [(attack.control or attack.words).format(**filled) for attack in attacks]
-    spaces = "--mount --uts --ipc --net --pid --fork --kill-child --mount-proc --propagation private".split()
+    spaces = [*("--mount", "--uts", "--ipc", "--net", "--pid", "--fork"), "--kill-child", "--mount-proc"]
     cgroup.mkdir()
     try:
         done = subprocess.run(
-            ["unshare", *spaces, "sh", str(script), str(program), MARK],
+            ["unshare", *spaces, "--propagation", "private", "sh", str(script), str(program), MARK],
             input="\n".join(lines) + "\n",
             capture_output=True,
             text=True,

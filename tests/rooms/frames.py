@@ -1,8 +1,8 @@
 """The physical page frames that processes have mapped, as the kernel's page map tells root.
 
-Two processes whose sets of frames do not meet share no page: no file's cache, no shared memory. Left out are the
-frames that hold nothing of anybody's: the page of zeros, and what the kernel itself maps into every process
-(vdso, vvar). The kernel says which page is the one of zeros.
+Two processes whose sets of frames do not meet share no page: no file's cache, no shared memory. Left out are
+the frames that hold nothing of anybody's: the page of zeros, and what the kernel itself maps into every
+process (vdso, vvar). The kernel says which page is the one of zeros.
 Touches: /proc/PID/maps, /proc/PID/pagemap, /proc/kpageflags, to read. Needs root (CAP_SYS_ADMIN).
 """
 

@@ -60,7 +60,7 @@ def test_whatever_a_room_prints_is_answers_or_misused(text: str, wanted: int) ->
 
 
 @pytest.mark.container
-def test_the_world_of_the_controls_leaves_nothing(unprotected: Mapping[str, Answer], tmp_path: Path) -> None:
+def test_the_world_of_the_controls_leaves_nothing(unprotected: Mapping[str, Answer]) -> None:
     assert unprotected
     assert not list(controls.unified().glob("spine-attack-*"))
     assert not list(Path("/tmp").glob("attack-??????"))
