@@ -1,9 +1,9 @@
 """The unprotected place: root in namespaces that are thrown away, with a victim beside it.
 
 What an attack cannot do here it cannot do anywhere on this kernel, so that a room refuses it says nothing.
-Touches: namespaces of its own (mount, pid, ipc, uts, net), a tmpfs in them, one empty cgroup, which is removed
-at the end. The host's own processes cannot be seen, its mounts are private copies, and the end of the first
-process of the pid namespace ends all that was born in it.
+Touches: namespaces of its own (mount, pid, ipc, uts, net), a tmpfs in them, one empty cgroup, which is
+removed at the end. The host's own processes cannot be seen, its mounts are private copies, and the end of the
+first process of the pid namespace ends all that was born in it.
 """
 
 from __future__ import annotations
