@@ -3,6 +3,7 @@
  *     attack NAME [WORD ...]     one attack: `reached: WHAT` and exit code 0, or `refused: ERRNO` and 1; 2: misuse
  *     attack each                the same for each line of the input; the answers are numbered from 1
  *     attack victim MARK DIR     makes one of each thing that others must not reach, says `ready`, waits for its end
+ *     attack idle                the first process of a room: takes in orphans, does nothing
  *
  * An attack is "reached" only when the thing itself was had: the byte read, the descriptor got, the call let
  * through to what it does. It runs in a child of its own, so one that a filter kills is a refusal by that signal.
@@ -1584,16 +1585,31 @@ __attribute__((noreturn)) static void be_victim(const char *mark, const char *fo
 		pause();
 }
 
+__attribute__((noreturn)) static void idle(void)
+{
+	sigset_t children;
+	sigemptyset(&children);
+	sigaddset(&children, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &children, NULL);
+	for (;;) {
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+		sigwaitinfo(&children, NULL);
+	}
+}
+
 int main(int count, char **words)
 {
 	if (count >= 2 && !strcmp(words[1], "whoami"))
 		return geteuid() == 0 ? 0 : 1;
 	if (count == 4 && !strcmp(words[1], "victim"))
 		be_victim(words[2], words[3]);
+	if (count == 2 && !strcmp(words[1], "idle"))
+		idle();
 	if (count == 2 && !strcmp(words[1], "each"))
 		return each();
 	if (count < 2) {
-		fprintf(stderr, "attack NAME [WORD ...] | attack each | attack victim MARK DIR\n");
+		fprintf(stderr, "attack NAME [WORD ...] | each | victim MARK DIR | idle\n");
 		return 2;
 	}
 	return one("", count - 1, words + 1);

@@ -4,6 +4,7 @@
  *     noise hold PATH                    sends it, says `held`, keeps the connection until it is ended
  *     noise flood PATH COUNT SECONDS     opens so many connections, sends it on each, and counts how they end
  *     noise descriptors PATH COUNT TIMES sends it so many times, each time with so many descriptors beside it
+ *     noise scatter PATH SIZE SECONDS    cuts it into pieces, sends each on a connection of its own, one after another
  *     noise deaf PATH                    sends it again and again and never reads, until it can send no more
  *
  * The last line of the output is `closed` or `open`: what the far end did with the connection. */
@@ -105,6 +106,30 @@ static int flood(const char *path, int count, double seconds)
 	return closed == made;
 }
 
+static int scatter(const char *path, size_t size, double seconds)
+{
+	char *all = input;
+	size_t left = length;
+	int pieces = 0, closed = 0;
+	for (; size && left; all += length, left -= length, pieces++) {
+		length = left < size ? left : size;
+		int fd = dial(path);
+		if (fd < 0)
+			return -1;
+		for (size_t sent = 0; sent < length;) {
+			ssize_t once = send(fd, all + sent, length - sent, MSG_NOSIGNAL);
+			if (once < 0)
+				break;
+			sent += once;
+		}
+		closed += take(fd, seconds);
+		close(fd);
+		printf("\n");
+	}
+	printf("pieces %d closed %d\n", pieces, closed);
+	return closed == pieces;
+}
+
 static int descriptors(const char *path, int count, int times)
 {
 	union {
@@ -181,6 +206,8 @@ int main(int count, char **words)
 		closed = flood(words[2], atoi(words[3]), atof(words[4]));
 	else if (count == 5 && !strcmp(words[1], "descriptors"))
 		closed = descriptors(words[2], atoi(words[3]), atoi(words[4]));
+	else if (count == 5 && !strcmp(words[1], "scatter"))
+		closed = scatter(words[2], atoi(words[3]), atof(words[4]));
 	else if (count == 3 && !strcmp(words[1], "deaf"))
 		closed = deaf(words[2]);
 	else
