@@ -128,7 +128,7 @@ def test_two_rooms_have_no_user_in_common(container: Live, rooms: Rooms) -> None
     assert not set(ranges[0]) & set(ranges[1])
 
 
-# ---- what a room may send the umbilical ---------------------------------------------------------------------
+# ---- what a room may send the umbilical --------------------------------------------------------------------
 
 
 def table_of(*sizes: int, count: int | None = None) -> bytes:
@@ -264,7 +264,7 @@ def test_who_never_reads_waits_in_his_own_memory(live: Live, rooms: Rooms) -> No
         assert sent < 64 << 20
 
 
-# ---- images that lie about their own directories ------------------------------------------------------------
+# ---- images that lie about their own directories -----------------------------------------------------------
 
 PLACES = (
     "dev",

@@ -24,8 +24,8 @@ from tests.rooms.inside import ALPHA, ATTACK, BETA, NOISE, Rooms, request
 pytestmark = pytest.mark.machine
 
 PUTS = 40
-# What integrity does by itself or when a person asks, and logs: it re-arms the counter of the boot after a while,
-# and stores the images that are installed.
+# What integrity does by itself or when a person asks, and logs: it re-arms the counter of the boot after a
+# while, and stores the images that are installed.
 ACTS_OF_INTEGRITY = {"esp", "personas"}
 
 
