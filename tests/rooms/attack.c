@@ -24,6 +24,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/if_link.h>
+#include <linux/magic.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
@@ -55,6 +56,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
+#include <sys/vfs.h>
 #include <sys/sysmacros.h>
 #include <sys/timex.h>
 #include <sys/uio.h>
@@ -436,6 +439,18 @@ static void file_read(int count, char **words)
 	refused_for(worst, "%d paths", count - 1);
 }
 
+/* kernel-file PATH: one of the kernel's own opened, not what was laid over it. Nothing is read: reading some takes. */
+static void kernel_file(int count, char **words)
+{
+	struct statfs system;
+	int fd = open(word(count, words, 1), O_RDONLY | O_NONBLOCK);
+	if (fd < 0 || fstatfs(fd, &system) < 0)
+		refused(words[1]);
+	if (system.f_type == PROC_SUPER_MAGIC || system.f_type == SYSFS_MAGIC)
+		reached("%s", words[1]);
+	refused_for(0, "something else is there");
+}
+
 /* counters-stat, counters-loadavg: what the whole machine does, in a file that may stand in for the kernel's. */
 static void counters_stat(int count, char **words)
 {
@@ -462,6 +477,17 @@ static void counters_loadavg(int count, char **words)
 		refused_for(EBADMSG, "/proc/loadavg");
 	if (tasks > 1)
 		reached("%d tasks, %d of them run", tasks, running);
+	refused_for(0, "at rest");
+}
+
+static void counters_call(int count, char **words)
+{
+	struct sysinfo all;
+	(void)count, (void)words;
+	if (sysinfo(&all) < 0)
+		refused("sysinfo");
+	if (all.procs > 1 || all.loads[0])
+		reached("%d tasks, load %lu", all.procs, all.loads[0]);
 	refused_for(0, "at rest");
 }
 
@@ -811,6 +837,15 @@ static void tcp_layer(int count, char **words)
 	reached("%s on a connection", layer);
 }
 
+static void udp_layer(int count, char **words)
+{
+	int esp = 2 /* UDP_ENCAP_ESPINUDP */, fd = socket(AF_INET, SOCK_DGRAM, 0);
+	(void)count, (void)words;
+	if (fd < 0 || setsockopt(fd, IPPROTO_UDP, 100 /* UDP_ENCAP */, &esp, sizeof esp) < 0)
+		refused("UDP_ENCAP");
+	reached("IPsec on a socket");
+}
+
 static void out_of_band(int count, char **words)
 {
 	int pair[2];
@@ -1074,6 +1109,15 @@ static void console_call(int count, char **words)
 	reached("the state of the keyboard");
 }
 
+/* line-discipline NUMBER: a driver between a terminal and its reader; some were ways to run as the kernel. */
+static void line_discipline(int count, char **words)
+{
+	int which = number(count, words, 1);
+	if (ioctl(own_terminal(), TIOCSETD, &which) < 0)
+		refused("TIOCSETD");
+	reached("line discipline %d", which);
+}
+
 static void call_i386(int count, char **words)
 {
 	long got;
@@ -1140,6 +1184,41 @@ static void capability_inherit(int count, char **words)
 			reached("capability %d kept over exec", strong[i]);
 	}
 	refused("PR_CAP_AMBIENT_RAISE");
+}
+
+static void capability_bounds(int count, char **words)
+{
+	(void)count, (void)words;
+	for (size_t i = 0; i < sizeof strong / sizeof *strong; i++)
+		if (prctl(PR_CAPBSET_READ, strong[i], 0, 0, 0) == 1)
+			reached("capability %d can come back with a program", strong[i]);
+	refused_for(0, "none of the strong ones");
+}
+
+static void real_time(int count, char **words)
+{
+	struct sched_param first = {.sched_priority = 1};
+	(void)count, (void)words;
+	if (syscall(SYS_sched_setscheduler, 0, SCHED_FIFO, &first) < 0)
+		refused("SCHED_FIFO");
+	reached("before every other process");
+}
+
+static void priority(int count, char **words)
+{
+	(void)count, (void)words;
+	if (setpriority(PRIO_PROCESS, 0, -10) < 0)
+		refused("setpriority");
+	reached("more than one's share of the processor");
+}
+
+static void locked_memory(int count, char **words)
+{
+	size_t wanted = number(count, words, 1);
+	char *at = mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (at == MAP_FAILED || mlock(at, wanted) < 0)
+		refused("mlock");
+	reached("%zu bytes that cannot be taken back", wanted);
 }
 
 static void privileges_new(int count, char **words)
@@ -1386,6 +1465,8 @@ static const struct {
 	{"file-write", file_write},
 	{"counters-stat", counters_stat},
 	{"counters-loadavg", counters_loadavg},
+	{"counters-call", counters_call},
+	{"kernel-file", kernel_file},
 	{"unshare", unshare_one},
 	{"clone", clone_one},
 	{"clone3", clone3_one},
@@ -1410,6 +1491,7 @@ static const struct {
 	{"link-add", link_add},
 	{"filter-change", filter_change},
 	{"tcp-layer", tcp_layer},
+	{"udp-layer", udp_layer},
 	{"out-of-band", out_of_band},
 	{"key-add", key_add},
 	{"key-control", key_control},
@@ -1438,10 +1520,15 @@ static const struct {
 	{"kernel-pointers", kernel_pointers},
 	{"type-in", type_in},
 	{"console-call", console_call},
+	{"line-discipline", line_discipline},
 	{"i386", call_i386},
 	{"x32", call_x32},
 	{"capability-raise", capability_raise},
 	{"capability-inherit", capability_inherit},
+	{"capability-bounds", capability_bounds},
+	{"real-time", real_time},
+	{"priority", priority},
+	{"locked-memory", locked_memory},
 	{"privileges-new", privileges_new},
 	{"unfiltered", unfiltered},
 	{"setuid-program", setuid_program},

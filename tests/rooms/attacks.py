@@ -102,6 +102,9 @@ FAMILIES = {
     "kcm": (41, 5, 0),
     "raw": (2, 3, 1),
     "sctp": (2, 1, 132),
+    "udplite": (2, 2, 136),
+    "l2tp": (2, 2, 115),
+    "mptcp": (2, 1, 262),
     "netlink-xfrm": (16, 3, 6),
     "netlink-audit": (16, 3, 9),
     "netlink-netfilter": (16, 3, 12),
@@ -118,6 +121,7 @@ def _networks() -> Iterator[Attack]:
     yield Attack("filter-change", "filter-change", (19,), absent=NOT_BUILT)
     for layer in ("tls", "espintcp"):
         yield Attack(f"tcp-layer-{layer}", f"tcp-layer {layer}", (21,), absent=NO_FILE)
+    yield Attack("udp-layer", "udp-layer", (21,), absent=frozenset({"ENOPROTOOPT"}))
     yield Attack("out-of-band", "out-of-band", (22,), absent=frozenset({"EOPNOTSUPP"}), needs="kernel-config")
 
 
@@ -138,6 +142,8 @@ def _kernel() -> Iterator[Attack]:
     for act in ("type-in", "console-call"):
         yield Attack(act, act, (6,))
         yield Attack(f"{act}-high", f"{act} 1", (6,))
+    for line in (13, 21):
+        yield Attack(f"line-discipline-{line}", f"line-discipline {line}", (6,), absent=frozenset({"EINVAL"}))
     for act in ("i386", "x32"):
         yield Attack(act, act, (8,), absent=NOT_BUILT | {"SIGSEGV"})
 
@@ -180,15 +186,19 @@ def _files() -> Iterator[Attack]:
     for name, path in READS.items():
         row = (28,) if name == "pressure" else (24,)
         yield Attack(f"read-{name}", f"file-read {path}", row, absent=NO_FILE | {"EOPNOTSUPP"})
-    for counter in ("stat", "loadavg"):
+    for counter in ("stat", "loadavg", "call"):
         yield Attack(f"counters-{counter}", f"counters-{counter}", (28,))
-    # Opening is enough: a byte read from it would be taken from who else reads the log.
-    yield Attack("read-kmsg", "file /proc/kmsg", (24,))
+    yield Attack("read-kmsg", "kernel-file /proc/kmsg", (24,))
 
 
 def _own() -> Iterator[Attack]:
-    for act in ["capability-raise", "capability-inherit", "privileges-new", "unfiltered"]:
+    for act in ["capability-raise", "capability-inherit", "capability-bounds"]:
         yield Attack(act, act, (10,))
+    for act in ["privileges-new", "unfiltered"]:
+        yield Attack(act, act, (10,))
+    for act in ["real-time", "priority"]:
+        yield Attack(act, act, (27,))
+    yield Attack("locked-memory", "locked-memory 33554432", (27,))
     yield Attack("setuid-program", "setuid-program {setuid}", (10,))
     yield Attack("foreign-exe", "foreign-exe", (1,), control="chrooted {jail} foreign-exe")
     yield Attack("foreign-descriptor", "foreign-descriptor", (2,), control="holding / foreign-descriptor")
