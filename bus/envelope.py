@@ -19,6 +19,9 @@ so that a Cap'n Proto body behind it stays aligned:
         22     2  attempt, 0 for the first
         24     8  deadline, nanoseconds of CLOCK_MONOTONIC, signed
         32     8  interface id
+
+Where the schema says that descriptors go beside a method, the body of its calls and replies begins with 16
+bytes more, which say under which token they went and how many they are (`bus/descriptors.py`).
 """
 
 import struct
@@ -41,10 +44,19 @@ PARTS_MAX: Final = -(-MESSAGE_MAX // CHUNK_MAX)
 FAILURE_TEXT_MAX: Final = 512
 """Bytes of UTF-8 in a failure: a sentence for a person, not a report."""
 
+DESCRIPTORS_MAX: Final = 8
+"""Descriptors beside one message: connecting a room to the network takes five of them."""
+
+SNAPSHOT_MAX: Final = 256
+"""Events that describe the state of one callee. It has a few rooms, links, or the like."""
+
 _FAILURE: Final = struct.Struct("<H")
+_BESIDE: Final = struct.Struct("<QQ")
+BESIDE_BYTES: Final = _BESIDE.size
 
 assert HEADER_BYTES == 40
 assert HEADER_BYTES % 8 == 0
+assert BESIDE_BYTES % 8 == 0
 assert PARTS_MAX <= 255  # `part` is one byte
 
 
@@ -60,9 +72,22 @@ class Kind(IntEnum):
     REPLY = 2
     FAILURE = 3
     EVENT = 4
-    """Reserved: one-way news from callee to caller after hello. Nobody sends one yet."""
+    """News from callee to caller, one way, once the caller has asked to hear. Its `attempt` is a `Phase`."""
     HELLO = 5
     """First word of a caller on a connection; the answer has the same id and carries the generation."""
+
+
+@unique
+class Phase(IntEnum):
+    """Which of them an EVENT is, in the place of the attempt. The numbers are on the wire."""
+
+    NEWS = 0
+    PART = 1
+    """One of the events that describe the present state."""
+    END = 2
+    """They were all: what follows is news."""
+    ASK = 3
+    """From the caller: the present state, please, and from then on the news. They have the same id."""
 
 
 @unique
@@ -290,6 +315,26 @@ def _continues(first: Envelope, frame: Envelope, part: int) -> bool:
         and frame.ordinal == first.ordinal
         and frame.attempt == first.attempt
     )
+
+
+def pack_beside(token: int, count: int) -> bytes:
+    """What the body of a message begins with when descriptors go beside it. ValueError for a wrong number."""
+    if not 0 <= count <= DESCRIPTORS_MAX:
+        raise ValueError(f"{count} descriptors beside a message")
+    try:
+        return _BESIDE.pack(token, count)
+    except struct.error as error:
+        raise ValueError(f"token: {error}") from None
+
+
+def split_beside(body: bytes) -> tuple[int, int, bytes]:
+    """Token, number of descriptors and the rest of such a body; PeerError when it does not begin like one."""
+    if len(body) < BESIDE_BYTES:
+        raise PeerError(f"a body of {len(body)} bytes says nothing of descriptors")
+    token, count = _BESIDE.unpack_from(body)
+    if count > DESCRIPTORS_MAX:
+        raise PeerError(f"{count} descriptors beside a message")
+    return token, count, body[BESIDE_BYTES:]
 
 
 def pack_failure(failure: Failure) -> bytes:

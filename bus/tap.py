@@ -16,7 +16,17 @@ from dataclasses import dataclass, replace
 from enum import IntEnum, unique
 from typing import Final, Protocol
 
-from bus.envelope import HEADER_BYTES, Envelope, Kind, PeerError, pack, unpack
+from bus.envelope import (
+    BESIDE_BYTES,
+    HEADER_BYTES,
+    Envelope,
+    Kind,
+    PeerError,
+    Phase,
+    pack,
+    split_beside,
+    unpack,
+)
 from bus.wire import Field, Method, Schemas, Type
 
 _HEADER: Final = struct.Struct("<QqBBBB")
@@ -89,25 +99,35 @@ def unpack_record(data: bytes) -> Record:
 
 def redact(schemas: Schemas, envelope: Envelope) -> tuple[Envelope, bool]:
     """The message with its secrets emptied, and whether its body could be read at all."""
-    if envelope.kind not in (Kind.CALL, Kind.REPLY):
+    if envelope.kind is Kind.EVENT:
+        if envelope.attempt in (Phase.END, Phase.ASK) and not envelope.body:
+            return envelope, True
+        method = schemas.event(envelope.interface, envelope.ordinal)
+    elif envelope.kind in (Kind.CALL, Kind.REPLY):
+        method = schemas.method(envelope.interface, envelope.ordinal)
+    else:
         return envelope, True
-    method = schemas.method(envelope.interface, envelope.ordinal)
     if method is None:
         return replace(envelope, body=b""), False
-    fields = method.params if envelope.kind is Kind.CALL else method.results
+    fields = method.results if envelope.kind is Kind.REPLY else method.params
     if not any(_has_secret(field) for field in fields):
         return envelope, True
     try:
-        body = _emptied(method, envelope.kind, envelope.body, fields)
+        beside, body = b"", envelope.body
+        if method.beside:
+            # The token is worth nothing without the connection; the number of descriptors may be seen.
+            beside = body[:BESIDE_BYTES]
+            _, _, body = split_beside(body)
+        body = beside + _emptied(method, envelope.kind, body, fields)
     except PeerError:
         return replace(envelope, body=b""), False
     return replace(envelope, body=body), True
 
 
 def _emptied(method: Method, kind: Kind, body: bytes, fields: tuple[Field, ...]) -> bytes:
-    if kind is Kind.CALL:
-        return method.encode_params(_without_secrets(fields, method.decode_params(body)))
-    return method.encode_results(_without_secrets(fields, method.decode_results(body)))
+    if kind is Kind.REPLY:
+        return method.encode_results(_without_secrets(fields, method.decode_results(body)))
+    return method.encode_params(_without_secrets(fields, method.decode_params(body)))
 
 
 def _has_secret(field: Field) -> bool:

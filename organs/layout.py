@@ -61,3 +61,8 @@ EXIT_PANIC: Final = 70
 def bus_socket(callee: str, caller: str) -> str:
     """The path of the listening socket on which `callee` hears `caller` and nobody else."""
     return f"{BUS}/{callee}.{caller}"
+
+
+def descriptor_socket(callee: str, caller: str) -> str:
+    """The path of the socket beside it, where the two pass each other descriptors."""
+    return f"{bus_socket(callee, caller)}.fds"

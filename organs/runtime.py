@@ -118,21 +118,24 @@ class Spine(Place):
         self._answers_in, self._answers_out = trio.open_memory_channel[dict[str, object]](1)
         self._asking = trio.Lock()
 
-    async def serve(self, handlers: Mapping[str, server.Handler]) -> None:
+    async def serve(
+        self, handlers: Mapping[str, server.Handler], events: server.Events | None = None
+    ) -> None:
         """Serve this organ's interface on every listener it was handed; ready once they are up.
 
-        Never returns.
+        `events` are its news, where its schema declares some. Never returns.
         """
         interface = self.schemas.interfaces[self.name]
-        listeners = {
-            label.removeprefix("listen:"): fd
-            for label, fd in self.fds.items()
-            if label.startswith("listen:") and label != TAP
-        }
+        listeners = self._labelled("listen:")
+        listeners.pop(layout.TAP, None)
         async with trio.open_nursery() as nursery:
-            serve = partial(server.serve, tap=self._tap)
+            serve = partial(server.serve, events=events, descriptors=self._labelled("fds:"), tap=self._tap)
             await nursery.start(serve, interface, handlers, listeners, self.generation)
             self.ready()
+
+    def _labelled(self, prefix: str) -> dict[str, int]:
+        """The handed-over descriptors of one kind, by the name of the caller."""
+        return {label.removeprefix(prefix): fd for label, fd in self.fds.items() if label.startswith(prefix)}
 
     async def told(self) -> AsyncIterator[str]:
         """The words bay0 tells this organ, as they come."""

@@ -16,7 +16,14 @@ annotation idempotent @0xd8a6f0c3b1e27403 (method) :Void;
 # call is sent again by itself when its callee dies. (A put is not: A, then B by another, then A again loses B.)
 
 annotation fd @0xd8a6f0c3b1e27404 (method) :Void;
-# A file descriptor accompanies the call; it crosses beside the bus, never on it.
+# One to eight file descriptors accompany the call; they cross beside the bus, never on it.
+
+annotation gives @0xd8a6f0c3b1e27408 (method) :Void;
+# One to eight file descriptors accompany the answer; they cross beside the bus as well.
+
+annotation event @0xd8a6f0c3b1e27409 (method) :Void;
+# No method but news: what the organ tells, unasked, those that `callers` names, on their own connections. It has
+# parameters and nothing else: no results, no deadline, no answer.
 
 annotation secret @0xd8a6f0c3b1e27405 (field, param) :Void;
 # The value belongs to a persona: recordings keep its length and nothing else.

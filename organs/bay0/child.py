@@ -89,7 +89,8 @@ class Child:
         try:
             for device in self.organ.devices if self.organ else ():
                 if device.name not in ground.missing:
-                    opened[f"device:{device.name}"] = ground.open(device.name, device.mode)
+                    for label, mode in device.openings().items():
+                        opened[label] = ground.open(device.name, mode)
         except OSError:
             close(opened)
             raise

@@ -196,7 +196,7 @@ class Children:
             fds = {
                 request.CGROUP: child.cgroup.fd,
                 **theirs,
-                **{f"listen:{caller}": listener.fileno() for caller, listener in listeners.items()},
+                **{label: listener.fileno() for label, listener in listeners.items()},
                 **self._lasting[child.name],
                 **{f"kept:{label}": fd for label, fd in child.kept.items()},
             }

@@ -20,31 +20,35 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from organs.builder import protocol, verdict
+from organs import layout
+from organs.builder import entry, protocol, rooms, verdict
+from organs.builder.errands import Errands, refused
 from organs.builder.protocol import (
     DATAGRAM_BYTES_MAX,
     DESCRIPTORS_MAX,
     Answer,
     Device,
+    Exec,
     Hello,
+    Listen,
     Made,
     Refusal,
     Refused,
     Release,
     Released,
     Request,
+    Room,
     Unreadable,
     Welcome,
 )
-from organs.kernel import devicemapper, loops
+from organs.builder.verdict import PREFIX
+from organs.kernel import blocks, cgroups, devicemapper, loops, rootfs
 from organs.kernel.devicemapper import DeviceMapper
 from organs.kernel.nodes import Missing, Nodes
 
 PAIR: Final = "pair:freezer"
 # Where its device nodes are for the moment they exist: hidden by a filesystem of its own.
 NODES: Final = "/tmp"
-# How its devices are called; the root's is not.
-PREFIX: Final = "room-"
 
 
 class Place(Protocol):
@@ -67,8 +71,13 @@ class Place(Protocol):
 class Builder:
     """One incarnation and what it holds."""
 
-    def __init__(self, generation: int, nodes: Nodes) -> None:
-        """Also finishes what an incarnation began that was killed in the middle."""
+    def __init__(self, generation: int, nodes: Nodes, homes: str) -> None:
+        """Also finishes what an incarnation began that was killed in the middle.
+
+        `homes` is the directory whose directories are the cgroups of rooms.
+        """
+        self.errands = Errands(generation)
+        self._homes = homes
         self._generation = generation
         self._nodes = nodes
         self._devices: dict[str, int] = {}
@@ -90,8 +99,11 @@ class Builder:
         """Who we are and what we hold."""
         return Welcome(id=id, asker=asker, generation=self._generation, devices=tuple(self._devices))
 
-    def answer(self, request: Request, fds: Sequence[int]) -> tuple[Answer, list[int]]:
-        """Do what is asked; the answer and the descriptors that go with it, which stay ours."""
+    def answer(self, request: Request, fds: Sequence[int]) -> tuple[Answer, list[int]] | None:
+        """Do what is asked; the answer and the descriptors that go with it, which stay ours.
+
+        None: an errand has been sent off, and the answer will come from it.
+        """
         try:
             match request:
                 case Hello(id=number, asker=asker):
@@ -100,6 +112,12 @@ class Builder:
                     return self._device(request, fds)
                 case Release():
                     return self._release(request), []
+                case Room():
+                    return self._room(request, fds)
+                case Exec():
+                    return self._exec(request, fds)
+                case Listen():
+                    return self._listen(request, fds)
         except Missing as missing:
             return self._refuse(request, Refusal.MISSING, str(missing)), []
         except OSError as error:
@@ -145,6 +163,72 @@ class Builder:
         finally:
             os.close(loop)
 
+    def _room(self, request: Room, fds: Sequence[int]) -> tuple[Answer, list[int]] | None:
+        if stale := verdict.addressed(request.generation, self._generation):
+            return self._refuse(request, Refusal.STALE, stale), []
+        home = describe_home(fds[0], self._homes, request.name) if fds else None
+        device = describe_source(fds[1]) if len(fds) == 2 else None
+        wrong = (
+            verdict.room(
+                request.name, request.hostname, request.uid_base, request.init, request.writable_bytes
+            )
+            or verdict.birthplace(home)
+            or verdict.source(device)
+        )
+        if wrong:
+            return self._refuse(request, Refusal.INVALID, wrong), []
+        if full := verdict.errands(self.errands.under_way):
+            return self._refuse(request, Refusal.LIMIT, full), []
+        self.errands.start(
+            request,
+            tuple(fds),
+            lambda line, given: rooms.make(request, self._generation, line, *given),
+            status=None,
+            sibling=True,
+        )
+        return None
+
+    def _exec(self, request: Exec, fds: Sequence[int]) -> tuple[Answer, list[int]] | None:
+        if wrong := self._unmeant(request, fds, 5) or verdict.command(request.argv, request.environment):
+            return wrong if isinstance(wrong, tuple) else (self._refuse(request, Refusal.INVALID, wrong), [])
+        if full := verdict.errands(self.errands.under_way) or verdict.commands(self.errands.running):
+            return self._refuse(request, Refusal.LIMIT, full), []
+        cgroup, *standard, status = fds
+        self.errands.start(
+            request,
+            (cgroup, *standard),
+            lambda line, given: entry.start(request, self._generation, line, given[0], given[1:]),
+            status=os.dup(status),
+            sibling=False,
+        )
+        return None
+
+    def _listen(self, request: Listen, fds: Sequence[int]) -> tuple[Answer, list[int]] | None:
+        if wrong := self._unmeant(request, fds, 1):
+            return wrong
+        if full := verdict.errands(self.errands.under_way):
+            return self._refuse(request, Refusal.LIMIT, full), []
+        self.errands.start(
+            request,
+            tuple(fds),
+            lambda line, given: entry.listen(request, self._generation, line, given[0]),
+            status=None,
+            sibling=False,
+        )
+        return None
+
+    def _unmeant(
+        self, request: Exec | Listen, fds: Sequence[int], number: int
+    ) -> tuple[Answer, list[int]] | None:
+        """The refusal of a request that is not for now, or not for a room's cgroup."""
+        if stale := verdict.addressed(request.generation, self._generation):
+            return self._refuse(request, Refusal.STALE, stale), []
+        if len(fds) != number or not verdict.named(request.name):
+            wrong: str | None = f"there must be a room's name and {number} descriptors"
+        else:
+            wrong = verdict.home(describe_home(fds[0], self._homes, request.name))
+        return (self._refuse(request, Refusal.INVALID, wrong), []) if wrong else None
+
     def _release(self, request: Release) -> Answer:
         if stale := verdict.addressed(request.generation, self._generation):
             return self._refuse(request, Refusal.STALE, stale)
@@ -156,9 +240,7 @@ class Builder:
         return Released(**head, name=request.name)
 
     def _refuse(self, request: Request, why: Refusal, reason: str) -> Refused:
-        return Refused(
-            id=request.id, asker=request.asker, generation=self._generation, why=why, reason=reason
-        )
+        return refused(request, self._generation, why, reason)
 
 
 def describe(fd: int) -> verdict.Backing:
@@ -170,6 +252,34 @@ def describe(fd: int) -> verdict.Backing:
     # Where the descriptor stands belongs to whoever gave it; nobody reads from there.
     size = os.lseek(fd, 0, os.SEEK_END) if suitable and readable else 0
     return verdict.Backing(readable=readable, suitable=suitable, size=size)
+
+
+def describe_home(fd: int, homes: str, name: str) -> verdict.Home:
+    """What a descriptor of a cgroup is. Raises OSError."""
+    if rootfs.kind_of(fd) != rootfs.CGROUP2_MAGIC:
+        return verdict.Home(cgroup=False, named=False, asked=False, populated=False)
+    standing = cgroups.standing(fd)
+    return verdict.Home(
+        cgroup=True,
+        named=verdict.named(name) and cgroups.is_child(fd, homes, name),
+        asked=standing.asked,
+        populated=standing.populated,
+    )
+
+
+def describe_source(fd: int) -> verdict.Source:
+    """What a descriptor of a device is. Raises OSError."""
+    found = describe(fd)
+    if not stat.S_ISBLK(os.fstat(fd).st_mode):
+        return verdict.Source(block=False, written=False, size=0, name=None)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    device = os.fstat(fd).st_rdev
+    return verdict.Source(
+        block=True,
+        written=flags & os.O_ACCMODE != os.O_RDONLY or not blocks.read_only(device),
+        size=found.size,
+        name=blocks.made_as(fd, device),
+    )
 
 
 def say(sentence: str) -> None:
@@ -186,7 +296,7 @@ def send(line: socket.socket, answer: Answer, fds: list[int]) -> None:
 
 
 def hear(line: socket.socket, builder: Builder) -> None:
-    """One datagram of the line, if there is one, and the answer to it."""
+    """One datagram of the line, if there is one, and the answer to it, if it is due now."""
     try:
         datagram, fds, flags, _ = socket.recv_fds(
             line, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
@@ -197,25 +307,40 @@ def hear(line: socket.socket, builder: Builder) -> None:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise Unreadable("more than one message may hold")
         request = protocol.decode_request(datagram)
-        answer, made = builder.answer(request, fds)
+        due = builder.answer(request, fds)
     except Unreadable as error:
         say(f"not a request: {error}")
         return
     finally:
         for fd in fds:
             os.close(fd)
-    send(line, answer, made)
+    if due is not None:
+        send(line, *due)
 
 
-def main(place: Place) -> None:
+def settle(line: socket.socket, builder: Builder, ready: int) -> None:
+    """An errand or a command has ended: what it brought is answered, and is not ours any more."""
+    if (due := builder.errands.settle(ready)) is not None:
+        answer, fds = due
+        send(line, answer, fds)
+        for fd in fds:
+            os.close(fd)
+
+
+def main(place: Place, homes: str = cgroups.path(layout.ROOMS)) -> None:
     """Say hello, then answer. Never returns."""
     line = socket.socket(fileno=place.fds[PAIR])
-    builder = Builder(place.generation, Nodes(NODES))
+    builder = Builder(place.generation, Nodes(NODES), homes)
     send(line, builder.welcome(), [])
     place.ready()
-    readable = select.poll()
-    readable.register(line, select.POLLIN)
     while True:
         place.beat()
-        if readable.poll(place.heartbeat_ms):
-            hear(line, builder)
+        readable = select.poll()
+        for fd in (line.fileno(), *builder.errands.watched()):
+            readable.register(fd, select.POLLIN)
+        for fd, _ in readable.poll(place.heartbeat_ms):
+            if fd == line.fileno():
+                hear(line, builder)
+            else:
+                settle(line, builder, fd)
+        builder.errands.overdue()

@@ -16,13 +16,17 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Final
 
-# A request is below one kilobyte; the list in a hello is bounded by the limit of devices.
-DATAGRAM_BYTES_MAX: Final = 4096
-# One descriptor is asked with or answered with. What comes besides is closed.
-DESCRIPTORS_MAX: Final = 4
+# The words of a command, and its environment, are the bulk: a byte of them is at most six in JSON. The rest
+# is below one kilobyte; the list in a hello is bounded by the limit of devices.
+DATAGRAM_BYTES_MAX: Final = 128 * 1024
+# A room with a network is answered with seven. What comes besides is closed.
+DESCRIPTORS_MAX: Final = 8
 # Numbers, offsets and lengths are of 63 bits: what a file can have.
 NUMBER_MAX: Final = 2**63 - 1
 TEXT_CHARS_MAX: Final = 256
+# A command line, or an environment: as many words, and as many bytes in all of them.
+WORDS_MAX: Final = 128
+WORDS_BYTES_MAX: Final = 8192
 
 
 class Unreadable(ValueError):
@@ -34,8 +38,9 @@ class Refusal(Enum):
 
     INVALID = "invalid"  # the request breaks a rule
     STALE = "stale"  # it was for another incarnation: it did nothing
-    LIMIT = "limit"  # as many devices as there may be
-    UNKNOWN = "unknown"  # there is no such device
+    LIMIT = "limit"  # as many devices, or errands under way, or commands, as there may be
+    UNKNOWN = "unknown"  # there is no such device, or nothing lives in the room
+    IMAGE = "image"  # the image cannot be made a room of; the reason says what it holds
     MISSING = "missing"  # this kernel does not have it; the reason says what
     KERNEL = "kernel"  # the kernel refused; the reason says what
 
@@ -82,6 +87,58 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Make a room of the device, in the cgroup, which must be empty and was told to freeze.
+
+    Beside it: a descriptor of the cgroup's directory, a descriptor of the device. Its ids are the `IDS` from
+    `uid_base` on; it may write `writable_bytes`. Answered with RoomMade; `init` runs its first line when the
+    cgroup is thawed.
+    """
+
+    id: int
+    asker: int
+    generation: int
+    name: str
+    hostname: str
+    uid_base: int
+    init: tuple[str, ...]
+    writable_bytes: int
+    network: bool
+    console: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exec:
+    """Run a command in the room that lives in the cgroup.
+
+    Beside it: descriptors of the cgroup's directory, of the command's standard input, output and error, and
+    of a pipe that is told how it ended: one line, `exit N` or `signal N`. With `terminal` the three are one
+    terminal, which becomes the command's. `environment` is a list of NAME=VALUE. Answered with Started.
+    """
+
+    id: int
+    asker: int
+    generation: int
+    name: str
+    argv: tuple[str, ...]
+    environment: tuple[str, ...]
+    terminal: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Bind the room's umbilical anew, because nobody holds its listener any more.
+
+    Beside it: a descriptor of the cgroup's directory. Answered with RoomMade that holds only a listener.
+    """
+
+    id: int
+    asker: int
+    generation: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
     """The builder is there. Said unasked at its start, then with `id` and `asker` 0."""
 
@@ -113,6 +170,29 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoomMade:
+    """The room, or its listener. `holds` names the descriptors beside this, in their order."""
+
+    id: int
+    asker: int
+    generation: int
+    name: str
+    pid: int
+    holds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The command runs, or will when the room does. How it ends is written to its pipe."""
+
+    id: int
+    asker: int
+    generation: int
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
     """It was not done."""
 
@@ -123,8 +203,8 @@ class Refused:
     reason: str
 
 
-Request = Hello | Device | Release
-Answer = Welcome | Made | Released | Refused
+Request = Hello | Device | Release | Room | Exec | Listen
+Answer = Welcome | Made | Released | RoomMade | Started | Refused
 Message = Request | Answer
 
 
@@ -154,6 +234,27 @@ def decode_request(datagram: bytes) -> Request:
                 length=_number(fields, "length"),
                 verity=_verity(fields.pop("verity", _ABSENT)),
             )
+        case "room":
+            message = Room(
+                **head,
+                name=_text(fields, "name"),
+                hostname=_text(fields, "hostname"),
+                uid_base=_number(fields, "uid_base"),
+                init=_words(fields, "init"),
+                writable_bytes=_number(fields, "writable_bytes"),
+                network=_flag(fields, "network"),
+                console=_flag(fields, "console"),
+            )
+        case "exec":
+            message = Exec(
+                **head,
+                name=_text(fields, "name"),
+                argv=_words(fields, "argv"),
+                environment=_words(fields, "environment"),
+                terminal=_flag(fields, "terminal"),
+            )
+        case "listen":
+            message = Listen(**head, name=_text(fields, "name"))
         case _:
             raise Unreadable(f"{kind[:64]!r} is nothing one can ask")
     _end(fields)
@@ -166,15 +267,14 @@ def decode_answer(datagram: bytes) -> Answer:
     head = {name: _number(fields, name) for name in ("id", "asker", "generation")}
     match kind:
         case "welcome":
-            devices = fields.pop("devices", None)
-            if not isinstance(devices, list) or not all(isinstance(name, str) for name in devices):
-                raise Unreadable("devices must be a list of names")
-            message: Answer = Welcome(**head, devices=tuple(devices))
+            message: Answer = Welcome(**head, devices=_words(fields, "devices"))
         case "made":
-            name, verified = _text(fields, "name"), fields.pop("verified", None)
-            if not isinstance(verified, bool):
-                raise Unreadable("verified must be true or false")
-            message = Made(**head, name=name, verified=verified)
+            message = Made(**head, name=_text(fields, "name"), verified=_flag(fields, "verified"))
+        case "roommade":
+            holds = _words(fields, "holds")
+            message = RoomMade(**head, name=_text(fields, "name"), pid=_number(fields, "pid"), holds=holds)
+        case "started":
+            message = Started(**head, name=_text(fields, "name"), pid=_number(fields, "pid"))
         case "released":
             message = Released(**head, name=_text(fields, "name"))
         case "refused":
@@ -221,6 +321,30 @@ def _text(fields: dict[str, object], name: str) -> str:
     if not isinstance(value, str) or len(value) > TEXT_CHARS_MAX:
         raise Unreadable(f"{name} must be a text of at most {TEXT_CHARS_MAX} characters")
     return value
+
+
+def _flag(fields: dict[str, object], name: str) -> bool:
+    value = fields.pop(name, None)
+    if not isinstance(value, bool):
+        raise Unreadable(f"{name} must be true or false")
+    return value
+
+
+def _words(fields: dict[str, object], name: str) -> tuple[str, ...]:
+    value = fields.pop(name, None)
+    if not isinstance(value, list) or len(value) > WORDS_MAX:
+        raise Unreadable(f"{name} must be a list of at most {WORDS_MAX} texts")
+    total = 0
+    for word in value:
+        if not isinstance(word, str):
+            raise Unreadable(f"{name} must be a list of texts")
+        try:
+            total += len(word.encode())
+        except UnicodeEncodeError:
+            raise Unreadable(f"{name} holds half a character") from None
+    if total > WORDS_BYTES_MAX:
+        raise Unreadable(f"{name} must be at most {WORDS_BYTES_MAX} bytes")
+    return tuple(value)
 
 
 def _verity(value: object) -> Verity | None:

@@ -7,7 +7,7 @@ Never: changes a request into one that would pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,27 @@ SALT_CHARS_MAX: Final = 128
 HASHES_PER_BLOCK: Final = BLOCK // 32
 _HEXADECIMAL: Final = frozenset("0123456789abcdef")
 
+_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz")
+_DIGITS: Final = frozenset("0123456789")
+# A persona's name is a part of paths and of names, as an organ's; a host name is one label of RFC 1123.
+NAME_CHARS_MAX: Final = 15
+HOSTNAME_CHARS_MAX: Final = 63
+# Each room has the ids of one slot, above everything that the spine itself uses; no two rooms share one.
+IDS: Final = 0x1_0000
+UID_BASE: Final = 0x10_0000
+SLOTS: Final = 16
+# What a room may write into memory: less holds nothing, more is more than a household's machine has.
+WRITABLE_MIN, WRITABLE_MAX = 1024**2, 16 * 1024**3
+# A persona's manifest has as many words; a person at a prompt may type more.
+INIT_WORDS_MAX: Final = 16
+INIT_CHARS_MAX: Final = 256
+# Errands of the builder (a room in the making, a command being started) at a time, and commands that run:
+# each costs a process, or two descriptors.
+ERRANDS_MAX: Final = 8
+COMMANDS_MAX: Final = 64
+# How the devices are called that the builder makes for rooms.
+PREFIX: Final = "room-"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backing:
@@ -31,6 +52,114 @@ class Backing:
     readable: bool
     suitable: bool  # a regular file or a block device
     size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """The cgroup that came with a request, as the kernel describes it.
+
+    `named`: it is the directory of this name directly below the rooms'. `asked`: it was told to freeze.
+    """
+
+    cgroup: bool
+    named: bool
+    asked: bool
+    populated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The device that came with a request. `name` is what its maker called it; None: no such device."""
+
+    block: bool
+    written: bool  # it can be written to, by this descriptor or at all
+    size: int
+    name: str | None
+
+
+def room(name: str, hostname: str, uid_base: int, init: Sequence[str], writable_bytes: int) -> str | None:
+    """What is wrong with a room that is asked for, or None."""
+    if not named(name):
+        return "a room's name is 1 to 15 lower case letters and digits"
+    if (
+        not 1 <= len(hostname) <= HOSTNAME_CHARS_MAX
+        or not (_LETTERS | _DIGITS | {"-"}).issuperset(hostname)
+        or "-" in (hostname[0], hostname[-1])
+    ):
+        return "a host name is 1 to 63 lower case letters, digits and inner hyphens"
+    slot, beside = divmod(uid_base - UID_BASE, IDS)
+    if beside or not 0 <= slot < SLOTS:  # INV-ROOM-7
+        return f"the ids must begin at {UID_BASE:#x} plus 0 to {SLOTS - 1} times {IDS:#x}"
+    if not WRITABLE_MIN <= writable_bytes <= WRITABLE_MAX:
+        return f"what it may write must be from {WRITABLE_MIN} to {WRITABLE_MAX} bytes"
+    if not 1 <= len(init) <= INIT_WORDS_MAX or max(map(len, init)) > INIT_CHARS_MAX:
+        return f"its first program must be 1 to {INIT_WORDS_MAX} words of at most {INIT_CHARS_MAX} characters"
+    if not init[0].startswith("/"):
+        return "its first program must be named from the root on"
+    return _texts(init)
+
+
+def named(name: str) -> bool:
+    """Whether this can be the name of a room."""
+    return 1 <= len(name) <= NAME_CHARS_MAX and name[0] in _LETTERS and (_LETTERS | _DIGITS).issuperset(name)
+
+
+def home(found: Home | None) -> str | None:
+    """What is wrong with a cgroup that anything is to happen in, or None."""
+    if found is None:
+        return "there must be a descriptor of the room's cgroup"
+    if not found.cgroup or not found.named:
+        return "the first descriptor must be of the room's own cgroup, directly below the rooms"
+    return None
+
+
+def birthplace(found: Home | None) -> str | None:
+    """What is wrong with a cgroup that a room is to be born in, or None."""
+    if (wrong := home(found)) is not None or found is None:
+        return wrong
+    if found.populated:
+        return "something lives in the cgroup already"
+    if not found.asked:  # INV-ROOM-1
+        return "the cgroup was not told to freeze"
+    return None
+
+
+def source(found: Source | None) -> str | None:
+    """What is wrong with a device that a room is to be made of, or None."""
+    if found is None:
+        return "there must be a descriptor of the device"
+    if not found.block or found.name is None or not found.name.startswith(PREFIX):
+        return "the second descriptor must be of a device that a builder made"
+    if found.written:
+        return "the device can be written to"
+    if found.size < BLOCK:
+        return "the device is empty"
+    return None
+
+
+def command(argv: Sequence[str], environment: Sequence[str]) -> str | None:
+    """What is wrong with a command, or None."""
+    if not argv or not argv[0]:
+        return "there is no command"
+    for entry in environment:
+        name, equals, _ = entry.partition("=")
+        if not name or not equals:
+            return "an environment is a list of NAME=VALUE"
+    return _texts([*argv, *environment])
+
+
+def _texts(words: Sequence[str]) -> str | None:
+    return "a word has a zero in it" if any("\0" in word for word in words) else None
+
+
+def errands(under_way: int) -> str | None:
+    """Why there may be no further errand now, or None."""
+    return f"{under_way} things are in the making already" if under_way >= ERRANDS_MAX else None
+
+
+def commands(running: int) -> str | None:
+    """Why there may be no further command, or None."""
+    return f"{running} commands run already" if running >= COMMANDS_MAX else None
 
 
 def region(offset: int, length: int, backing: Backing | None) -> str | None:

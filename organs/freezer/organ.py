@@ -25,6 +25,7 @@ import trio
 from bus.envelope import Code, Failure
 from bus.server import Answer, Call
 from organs import layout, persona
+from organs.builder.protocol import WORDS_BYTES_MAX, WORDS_MAX
 from organs.freezer import facts, focus
 from organs.freezer.focus import Act, Blocker, Effect, Event, Kernel, Phase, Step
 from organs.freezer.line import Line as BuilderLine
@@ -38,9 +39,6 @@ from organs.kernel.cgroups import Standing, Subtree
 WATCH_S = 5.0
 PAIR: Final = "pair:builder"
 VERITY: Final = "dm-verity"
-# Programs that are started in a room and typed into it: what a person's command line can be.
-ARGV_WORDS_MAX: Final = 256
-ARGV_BYTES_MAX: Final = 32 * 1024
 # Until integrity is asked again: it may be restarting.
 AGAIN_S: Final = 1.0
 # Three streams and the pipe for the end.
@@ -532,8 +530,8 @@ def _words(value: object) -> tuple[str, ...]:
     """A command line. Raises Failure."""
     assert isinstance(value, list)
     words = tuple(str(word) for word in value)
-    if not 1 <= len(words) <= ARGV_WORDS_MAX or sum(len(word.encode()) for word in words) > ARGV_BYTES_MAX:
-        raise Failure(Code.INVALID, f"a command has 1 to {ARGV_WORDS_MAX} words, of {ARGV_BYTES_MAX} bytes")
+    if not 1 <= len(words) <= WORDS_MAX or sum(len(word.encode()) for word in words) > WORDS_BYTES_MAX:
+        raise Failure(Code.INVALID, f"a command has 1 to {WORDS_MAX} words, of {WORDS_BYTES_MAX} bytes")
     if any("\0" in word for word in words) or not words[0]:
         raise Failure(Code.INVALID, "the program must have a name, and no word a zero byte")
     return words

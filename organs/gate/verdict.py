@@ -16,7 +16,7 @@ from bus.envelope import Code
 # A persona's name is a label, and it appears in logs: letters, digits and a dash, nothing to escape.
 PERSONA_LENGTH_MAX = 64
 PERSONA_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
-PERSONA_REST = PERSONA_FIRST | frozenset("0123456789-")
+PERSONA_REST = PERSONA_FIRST | frozenset("0123456789-@")
 # Keys are bytes; 1 KiB keeps four to an index page.
 KEY_BYTES_MAX = 1024
 # One value with its envelope fits one bus message.
@@ -120,7 +120,7 @@ def admit(operation: Operation) -> Verdict:
 def admit_persona(persona: str) -> Verdict:
     """Whether this is a persona's name."""
     if not persona or persona[0] not in PERSONA_FIRST or not PERSONA_REST.issuperset(persona):
-        return Refuse(Code.INVALID, "a persona's name is a-z, then a-z, 0-9 and dashes")
+        return Refuse(Code.INVALID, "a store's name is a-z, then a-z, 0-9, - and @")
     if len(persona) > PERSONA_LENGTH_MAX:
         return Refuse(Code.INVALID, f"a persona's name has at most {PERSONA_LENGTH_MAX} characters")
     return ADMIT

@@ -2,7 +2,8 @@
 
 At its start it reads both slots and the ESP (`organs/integrity/survey.py`) and says what they are. After bay0
 says "healthy" it sets the running slot's counter back to all its attempts; what the names mean is decided in
-`organs/integrity/rearm.py`. `slots` tells all of it.
+`organs/integrity/rearm.py`. `slots` tells all of it. The installed personas are kept by
+`organs/integrity/personas.py`.
 
 Touches: the block devices of the slots and the ESP by the descriptors it was handed, /run/spine/organs.json
 and the release key to read.
@@ -21,12 +22,12 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
 from organs import layout
-from organs.integrity import patch, rearm
+from organs.integrity import patch, personas, rearm
 from organs.integrity.fat import BadVolume, Entry, entries
 from organs.integrity.survey import Survey
 
@@ -34,7 +35,7 @@ ORGANS = Path(layout.ORGANS_JSON)
 HEALTHY = "healthy"
 DEVICE = "device:esp"
 
-Handler = Callable[[object, Mapping[str, object]], Awaitable[dict[str, object]]]
+Handler = Callable[..., Awaitable[Any]]
 
 
 class Spine(Protocol):
@@ -129,9 +130,10 @@ async def slots(fd: int | None, survey: Survey) -> dict[str, object]:
 
 
 async def main(spine: Spine) -> None:
-    """Serve `slots`, verify what lies on the disk, and arm the counter when the boot was healthy."""
+    """Serve slots and personas, verify what lies on the disk, arm the counter after a healthy boot."""
     fd = spine.fds.get(DEVICE)
     survey = Survey(spine.fds)
+    counter = personas.counter(spine.fds)
 
     async def answer(_call: object, _params: Mapping[str, object]) -> dict[str, object]:
         return await slots(fd, survey)
@@ -139,4 +141,4 @@ async def main(spine: Spine) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen, spine, fd)
         nursery.start_soon(survey.run, say)
-        await spine.serve({"slots": answer})
+        await spine.serve({"slots": answer, **counter.handlers()})

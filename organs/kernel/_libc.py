@@ -12,6 +12,8 @@ import os
 from ctypes import POINTER, c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 from typing import Final
 
+from organs.kernel.numbers import NUMBERS
+
 
 class KernelError(OSError):
     """The kernel refused. `str()` names the call, what it was called on, and the kernel's reason."""
@@ -123,6 +125,31 @@ SYS_CLONE3: Final = 435
 def clone3(args: CloneArgs) -> int:
     """clone3(2) with the interpreter lock held. Returns twice: 0 in the child."""
     return int(_syscall(SYS_CLONE3, ctypes.byref(args), ctypes.sizeof(args)))
+
+
+_numbered = LIBC["syscall"]
+_numbered.restype = c_long
+
+
+def numbered(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
+    """A system call that the C library has no function for, by its name; each argument as wide as a register.
+
+    Safe: bytes and buffers live as long as the caller's names for them, which is past the call.
+    """
+    registers = [
+        c_long(value) if isinstance(value, int) else value if value is None else c_void_p(_address(value))
+        for value in arguments
+    ]
+    return int(_numbered(c_long(NUMBERS[name]), *registers))
+
+
+def buffer(size: int) -> ctypes.Array[ctypes.c_char]:
+    """Memory for an answer of the kernel."""
+    return ctypes.create_string_buffer(size)
+
+
+def _address(value: bytes | ctypes.Array[ctypes.c_char]) -> int | None:
+    return ctypes.cast(ctypes.c_char_p(value) if isinstance(value, bytes) else value, c_void_p).value
 
 
 def check(result: int, call: str, on: object = "") -> int:

@@ -1,6 +1,6 @@
 """Block devices: which is which, what is said of them on the kernel command line, is one in use.
 
-Touches: /sys/class/block, /sys/class/virtio-ports, /proc/cmdline, device nodes.
+Touches: /sys/class/block, /sys/dev/block, /sys/class/virtio-ports, /proc/cmdline, device nodes.
 Never: writes a block device. Reading and writing is done on descriptors with os.pread and os.pwrite.
 Fails: OSError where the kernel's folders are missing.
 """
@@ -12,6 +12,8 @@ import os
 import re
 from dataclasses import dataclass
 from typing import Final
+
+from organs.kernel import loops
 
 # `dm-mod.create=` of the verity root: ... sha256 ROOTHASH SALT ...
 _ROOT_HASH: Final = re.compile(r"sha256 ([0-9a-f]{64}) ")
@@ -79,3 +81,27 @@ def in_use(device: str) -> bool:
             return True
         raise
     return False
+
+
+def read_only(device: int) -> bool:
+    """Whether the kernel lets nobody write to a block device, by its number. Raises OSError."""
+    with open(f"{_folder(device)}/ro", encoding="ascii") as file:
+        return file.read().strip() == "1"
+
+
+def made_as(fd: int, device: int) -> str | None:
+    """What the maker of a loop or mapped device called it; None for any other device. Raises OSError.
+
+    `fd` is a descriptor of it, `device` its number.
+    """
+    if os.major(device) == loops.MAJOR:
+        return loops.status(fd).name
+    try:
+        with open(f"{_folder(device)}/dm/name", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except FileNotFoundError:
+        return None
+
+
+def _folder(device: int) -> str:
+    return f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from organs.kernel.numbers import NUMBERS
-from organs.kernel.syscalls import ABRUPT, ALL_BITS, SELF, Check, Grant, granted
+from organs.kernel.syscalls import ABRUPT, ALL_BITS, SELF, Check, Grant, granted, rest
 
 # linux/bpf_common.h: load a word, cut it, jump if equal, jump if greater or equal, return.
 LD_ABS, AND_K, JEQ_K, JGE_K, RET_K = 0x20, 0x54, 0x15, 0x35, 0x06
@@ -74,7 +74,9 @@ class _Listing:
 
 def program(groups: Iterable[str], own_pid: int) -> list[Instruction]:
     """The program that grants exactly these groups to the process `own_pid`. Raises ValueError, KeyError."""
+    groups = tuple(groups)
     grants = granted(groups)
+    error = rest(groups)
     listing = _Listing()
     listing.add(LD_ABS, AT_ARCHITECTURE)
     listing.jump(JEQ_K, ARCHITECTURE, "known", None)
@@ -87,14 +89,14 @@ def program(groups: Iterable[str], own_pid: int) -> list[Instruction]:
     for name, grant in grants.items():
         if not grant.always:
             _look_at_arguments(listing, name, grant, own_pid)
-    answers = {NUMBERS[name]: KILL_PROCESS for name in ABRUPT if name not in grants}
+    answers = {NUMBERS[name]: KILL_PROCESS for name in ABRUPT if name not in grants and error is None}
     answers |= {NUMBERS[name]: ALLOW for name, grant in grants.items() if grant.always}
     for number, answer in sorted(answers.items()):
         label = f"not {number}"
         listing.jump(JEQ_K, number, None, label)
         listing.add(RET_K, answer)
         listing.place(label)
-    listing.add(RET_K, TRAP)
+    listing.add(RET_K, TRAP if error is None else ERRNO | error)
     return listing.resolved()
 
 
@@ -122,6 +124,12 @@ def _check(listing: _Listing, check: Check, holds: str, refused: str, own_pid: i
     if check.mask != ALL_BITS:
         listing.add(AND_K, check.mask)
     *others, last = check.values
+    if check.other:
+        for value in others:
+            listing.jump(JEQ_K, _number(value, own_pid), refused, None)
+        listing.jump(JEQ_K, _number(last, own_pid), refused, None)
+        listing.place(holds)
+        return
     for value in others:
         listing.jump(JEQ_K, _number(value, own_pid), holds, None)
     listing.jump(JEQ_K, _number(last, own_pid), None, refused)

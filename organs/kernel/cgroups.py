@@ -127,6 +127,27 @@ class Standing:
     frozen: bool
 
 
+def standing(folder: int) -> Standing:
+    """The state of the cgroup behind a directory descriptor. Raises OSError."""
+    events, asked = (_read(folder, name) for name in ("cgroup.events", "cgroup.freeze"))
+    return Standing("populated 1" in events, asked.strip() == "1", "frozen 1" in events)
+
+
+def is_child(folder: int, parent: str, name: str) -> bool:
+    """Whether a descriptor is of the directory `name` in `parent`. Raises OSError; not for a missing name."""
+    ours = os.fstat(folder)
+    try:
+        found = os.stat(f"{parent}/{name}", follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _read(folder: int, name: str) -> str:
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), encoding="ascii") as file:
+        return file.read()
+
+
 class Subtree:
     """The cgroups of rooms, below a directory that this process owns, and what changes in them.
 

@@ -30,6 +30,7 @@ _INFO: Final = struct.Struct("=QQQQQIIII64s64s32sQQ")
 # struct loop_config: descriptor, block size (0: the kernel's choice), the info, eight reserved.
 _CONFIG: Final = struct.Struct(f"=II{_INFO.size}s64x")
 # linux/miscdevice.h, linux/major.h
+MAJOR: Final = 7
 CONTROL: Final = os.makedev(10, 237)
 # Another program may take the free device before we do. More than this many losses is no race.
 TRIES_MAX: Final = 16

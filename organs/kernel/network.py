@@ -1,6 +1,7 @@
 """Network namespaces: what this process' own holds, and descriptors of others.
 
-Touches: /proc/net of its own namespace, to read; unshare(2) and setns(2) on it.
+Touches: /proc/net of its own namespace, to read; unshare(2) and setns(2) on it; the settings of a namespace
+that it makes.
 Never: changes a link, opens a packet socket. A process that made a namespace or a socket in one is back in
 its own when the call returns.
 Fails: with OSError when /proc is not there, KernelError when the kernel refuses.
@@ -17,21 +18,42 @@ from organs.kernel import _libc
 
 CLONE_NEWNET: Final = 0x4000_0000
 _OWN: Final = "/proc/self/ns/net"
+# What every link of a namespace begins with, and what holds for those that are there.
+_IPV6_OFF: Final = tuple(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6" for which in ("default", "all"))
+_BOOT: Final = "/proc/sys/kernel/random/boot_id"
 
 
 def new_namespace() -> int:
-    """A descriptor of a new network namespace. It lives while the descriptor does. Raises KernelError.
+    """A descriptor of a new network namespace without IPv6. It lives while the descriptor does.
 
     For a process with one thread; it must end if this fails, for it may then stand in the new namespace.
+    Raises KernelError, OSError.
     """
     home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _libc.check(_libc.unshare(CLONE_NEWNET), "make a network namespace")
+        _without_ipv6()
         made = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
         _enter(home)
     finally:
         os.close(home)
     return made
+
+
+def _without_ipv6() -> None:
+    """A link that is up in this process' namespace gets no IPv6 address, from itself or from a router."""
+    for path in _IPV6_OFF:
+        try:
+            with open(path, "w", encoding="ascii") as file:
+                file.write("1")
+        except FileNotFoundError:
+            pass  # a kernel without IPv6
+
+
+def boot_id() -> bytes:
+    """A number that is this boot's, until the next. Raises OSError."""
+    with open(_BOOT, "rb") as file:
+        return file.read().strip()
 
 
 def netlink_in(namespace: int) -> int:

@@ -8,13 +8,17 @@ it is then half-dropped.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import resource
+import signal
 from collections.abc import Collection, Iterable
 from typing import Final
 
 from organs.kernel import _libc
 
+PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
 PR_CAPBSET_READ: Final = 23
@@ -25,6 +29,8 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAP_VERSION_3: Final = 0x2008_0522
 CAP_SETPCAP: Final = 8
+# linux/keyctl.h
+KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 
 # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE with their locks: uid 0 means nothing any more, for ever.
 # KEEP_CAPS stays off and gets its lock as well.
@@ -33,6 +39,10 @@ SECUREBITS_LOCKED: Final = 0x1 | 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 CAPABILITIES_MAX: Final = 64
 # Files that an organ creates are its own business.
 UMASK: Final = 0o077
+# What programs of a room make, others of the room may read, as on any system.
+ROOM_UMASK: Final = 0o022
+# What programs expect: above it, some walk through every possible descriptor.
+ROOM_NOFILE: Final = 1024
 
 
 def limit(nofile_max: int) -> None:
@@ -68,6 +78,53 @@ def drop(uid: int, gid: int, capabilities: Collection[int]) -> None:
     _prctl("set no_new_privs", PR_SET_NO_NEW_PRIVS, 1)
     # 7 The change of uid did this already; said again because the memory of an organ is a secret.
     _prctl("make undumpable", PR_SET_DUMPABLE, 0)
+
+
+def become_room_root(capabilities: Collection[int]) -> None:
+    """In a user namespace that was just entered: its root, with these capabilities (numbers) and never more.
+
+    Uid 0 keeps its meaning inside: a program of the room may give it up, and cannot come back to more than
+    this. Raises KernelError, OSError.
+    """
+    become_fitter()
+    _bound(capabilities)
+    _capset(capabilities)  # INV-ROOM-6
+    _prctl("clear ambient capabilities", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    _prctl("set no_new_privs", PR_SET_NO_NEW_PRIVS, 1)
+
+
+def become_fitter() -> None:
+    """In a user namespace that was just entered: its root, with every power inside and none outside.
+
+    Until here the ids were the builder's, which have no name inside. All three at once. Raises OSError.
+    """
+    os.umask(ROOM_UMASK)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def dumpable(yes: bool) -> None:
+    """Whether processes of the same user may look into this one, and into what is forked from it."""
+    _prctl("set dumpable", PR_SET_DUMPABLE, int(yes))
+
+
+def end_with_parent() -> None:
+    """Die when the process that made this one does."""
+    _prctl("set the parent's signal", PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def new_session_keyring() -> None:
+    """Leave the keys of whoever made this process, where the kernel has keys at all. Raises KernelError."""
+    result = _libc.numbered("keyctl", KEYCTL_JOIN_SESSION_KEYRING, None)
+    if result < 0 and ctypes.get_errno() != errno.ENOSYS:
+        _libc.check(result, "join a session keyring of its own")
+
+
+def limit_room() -> None:
+    """The limits that a program in a room begins with: it may raise the soft ones. Raises OSError."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(ROOM_NOFILE, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def narrow(capabilities: Collection[int]) -> None:

@@ -26,15 +26,19 @@ CLONE_INTO_CGROUP: Final = 0x2_0000_0000
 _THREAD_SCAN_BYTES: Final = 1024
 
 
-def clone(cgroup_fd: int, *, sibling: bool = False) -> tuple[int, int]:
-    """Fork this single-threaded process into a cgroup. Returns (pid, pidfd), and (0, -1) in the child.
+def clone(cgroup_fd: int | None, *, sibling: bool = False, namespaces: int = 0) -> tuple[int, int]:
+    """Fork this single-threaded process, into a cgroup if one is given, into new namespaces (CLONE_NEW...).
 
+    Returns (pid, pidfd), and (0, -1) in the child. A child of a frozen cgroup is frozen before it returns.
     `sibling` makes the child a child of this process' parent, which then reaps it and gets SIGCHLD for it.
     Raises KernelError.
     """
     pidfd = ctypes.c_int(-1)
-    flags = CLONE_PIDFD | CLONE_INTO_CGROUP
-    args = _libc.CloneArgs(pidfd=ctypes.addressof(pidfd), cgroup=cgroup_fd)
+    flags = CLONE_PIDFD | namespaces
+    args = _libc.CloneArgs(pidfd=ctypes.addressof(pidfd))
+    if cgroup_fd is not None:
+        flags |= CLONE_INTO_CGROUP
+        args.cgroup = cgroup_fd
     if sibling:
         # The kernel takes the exit signal of a sibling from its maker and wants none here.
         flags |= CLONE_PARENT

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from organs.kernel import _libc
-from organs.kernel.bpf import packed, program
+from organs.kernel.bpf import Instruction, packed, program
 from organs.kernel.numbers import NAMES
 
 PR_SET_SECCOMP: Final = 22
@@ -33,6 +33,18 @@ def confine(groups: Iterable[str]) -> None:
     """
     instructions = program(sorted(groups), os.getpid())
     _report_refusals()
+    _put_on(instructions)
+
+
+def confine_program(groups: Iterable[str]) -> None:
+    """The same for a process that is about to become another program; that is told of a refusal by its errno.
+
+    The groups must be of those that refuse so. Raises KernelError.
+    """
+    _put_on(program(sorted(groups), os.getpid()))
+
+
+def _put_on(instructions: list[Instruction]) -> None:
     data = packed(instructions)
     text = ctypes.create_string_buffer(data, len(data))
     filter_program = _libc.FilterProgram(len(data) // INSTRUCTION_BYTES, ctypes.addressof(text))

@@ -17,12 +17,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from organs.kernel.numbers import NUMBERS
+from organs.kernel.roomcalls import ALLOWED, LOOKED_AT, NOT_THERE
+
 # Stands for the id of the process that the program is made for.
 SELF: Final = -1
 ALL_BITS: Final = 0xFFFF_FFFF
 
 # asm-generic/errno-base.h, errno.h
-EPERM, EACCES, ENOTTY, ENOSYS = 1, 13, 25, 38
+EPERM, EACCES, EINVAL, ENOTTY, ENOSYS, ENOPROTOOPT, EAFNOSUPPORT = 1, 13, 22, 25, 38, 92, 97
 # asm-generic/mman-common.h
 PROT_EXEC: Final = 0x4
 # linux/sched.h: VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID: a thread and
@@ -41,20 +44,37 @@ PIDFD_GET_INFO: Final = 0xC040_FF0B
 # linux/prctl.h
 PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_VMA = 3, 15, 16, 0x5356_4D41
 # linux/socket.h, linux/netlink.h
-AF_UNIX, AF_NETLINK, NETLINK_ROUTE = 1, 16, 0
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+# linux/in.h: the protocols of the internet that programs speak: whatever fits, ICMP, TCP, UDP, ICMPv6. Not
+# SCTP, DCCP, MPTCP, UDP-Lite, L2TP: each a door into code that nothing here needs.
+IPPROTOS: Final = (0, 1, 6, 17, 58)
+# linux/tcp.h, linux/udp.h: another protocol inside TCP or UDP, by which page cache was written (ESP).
+SOL_TCP, TCP_ULP, SOL_UDP, UDP_ENCAP = 6, 31, 17, 100
+# asm-generic/ioctls.h: putting input into a terminal, selecting on a screen, loading a line discipline.
+TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
+# linux/sched.h: every CLONE_NEW flag; for clone less NEWTIME, whose bit is there a part of the exit signal.
+NEW_NAMESPACES: Final = 0x7E02_0000
+NEW_TIME: Final = 0x80
+# linux/personality.h: to ask, and the ordinary one.
+PERSONALITIES: Final = (0, 0xFFFF_FFFF)
+# linux/keyctl.h
+KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """The low half of an argument, cut with `mask`, is one of `values`; `wide`: and the high half is zero.
 
-    The low half is enough where the kernel takes an int, or looks at those bits only.
+    The low half is enough where the kernel takes an int, or looks at those bits only. `other`: it is none of
+    `values`.
     """
 
     argument: int
     values: tuple[int, ...]
     mask: int = ALL_BITS
     wide: bool = False
+    other: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +91,14 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Calls that serve one purpose."""
+    """Calls that serve one purpose.
+
+    `rest`: with this group, a call that no group names is not a death but this error.
+    """
 
     purpose: str
     rules: tuple[Rule, ...]
+    rest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +120,18 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _calls(names: str) -> tuple[Rule, ...]:
     return tuple(Rule(name) for name in _names(names))
+
+
+def _refused(names: Iterable[str], error: int) -> tuple[Rule, ...]:
+    return tuple(Rule(name, None, error) for name in names)
+
+
+def _room_refuses() -> tuple[Rule, ...]:
+    """What the table of a room does not grant, each with its answer."""
+    granted = {*_names(ALLOWED), *_names(LOOKED_AT)}
+    absent = _names(NOT_THERE)
+    forbidden = [name for name in NUMBERS if name not in granted and name not in absent]
+    return (*_refused(absent, ENOSYS), *_refused(forbidden, EPERM))
 
 
 GROUPS: Final[Mapping[str, Group]] = {
@@ -163,10 +199,6 @@ GROUPS: Final[Mapping[str, Group]] = {
             Rule("ioctl", (Check(1, (PIDFD_GET_INFO,)),), ENOTTY),
         ),
     ),
-    "line": Group(
-        "to speak on a socket that was handed over connected; none is made, none is connected",
-        _calls("sendto sendmsg recvfrom recvmsg getsockname getpeername getsockopt"),
-    ),
     "files-read": Group(
         "to read files by path: the state of the spine, modules, time zones",
         (
@@ -195,6 +227,10 @@ GROUPS: Final[Mapping[str, Group]] = {
             Rule("openat", (Check(2, (0,), O_CREAT | O_TRUNC | O_TMPFILE),), EACCES),
             *_calls("mkdir rmdir setxattr getxattr listxattr"),
         ),
+    ),
+    "handed-files": Group(
+        "to shorten a file that was handed over open; writing to it is a use of its descriptor",
+        _calls("ftruncate"),
     ),
     "device-write": Group(
         "to write durably to a device that was handed over open",
@@ -226,11 +262,39 @@ GROUPS: Final[Mapping[str, Group]] = {
             *_calls("chown lchown fchownat symlink symlinkat setuid setgid setgroups setresuid setresgid"),
             *_calls("capset prctl prlimit64 seccomp ioctl bpf"),
             *_calls("landlock_create_ruleset landlock_add_rule landlock_restrict_self"),
+            # A room's filter is loaded by another, through a socket that was made inside the room.
+            Rule("socket", (Check(0, (AF_NETLINK,)), Check(2, (NETLINK_NETFILTER,))), EAFNOSUPPORT),
+            Rule("keyctl", (Check(0, (KEYCTL_JOIN_SESSION_KEYRING,)),), ENOSYS),
         ),
+    ),
+    "persona": Group(
+        "what programs in a room may do; whoever makes rooms needs it, since a filter is inherited",
+        (
+            *_calls(ALLOWED),
+            Rule("socket", (Check(0, (AF_UNIX,)),), EAFNOSUPPORT),
+            Rule("socket", (Check(0, (AF_NETLINK,)), Check(2, (NETLINK_ROUTE,))), EAFNOSUPPORT),
+            Rule("socketpair", (Check(0, (AF_UNIX,)),), EAFNOSUPPORT),
+            # Allowed unless level and option are both those of one of the two: three ways to be none of them.
+            Rule("setsockopt", (Check(1, (SOL_TCP, SOL_UDP), other=True),), ENOPROTOOPT),
+            Rule("setsockopt", (Check(1, (SOL_TCP,)), Check(2, (TCP_ULP,), other=True)), ENOPROTOOPT),
+            Rule("setsockopt", (Check(1, (SOL_UDP,)), Check(2, (UDP_ENCAP,), other=True)), ENOPROTOOPT),
+            Rule("ioctl", (Check(1, (TIOCSTI, TIOCLINUX, TIOCSETD), other=True),), EPERM),
+            Rule("clone", (Check(0, (0,), NEW_NAMESPACES),), EPERM),
+            Rule("unshare", (Check(0, (0,), NEW_NAMESPACES | NEW_TIME),), EPERM),
+            Rule("personality", (Check(0, PERSONALITIES),), EINVAL),
+            *_room_refuses(),
+        ),
+        rest=ENOSYS,
+    ),
+    "persona-network": Group(
+        "besides, for programs in a room with a network: sockets of the internet",
+        (Rule("socket", (Check(0, (AF_INET, AF_INET6)), Check(2, IPPROTOS)), EAFNOSUPPORT),),
     ),
 }
 # Who holds the bus holds none of these: they make what the other groups say an organ cannot have.
-NOT_ON_THE_BUS: Final = frozenset({"children", "rooms"})
+NOT_ON_THE_BUS: Final = frozenset({"children", "rooms", "persona", "persona-network"})
+# The filter of a room, and what a room with a network has besides.
+ROOM, ROOM_NETWORK = "persona", "persona-network"
 
 # What only an intruder would try unless a group grants it: other programs, other processes, other namespaces,
 # the kernel's own machinery. Refused by the end of the process before the call returns, so that nothing can
@@ -248,6 +312,11 @@ ABRUPT: Final = _names(
     sethostname setdomainname vhangup lookup_dcookie migrate_pages move_pages
     """
 )
+
+
+def rest(groups: Iterable[str]) -> int | None:
+    """How these groups together refuse a call that none of them names: by an error, or (None) by death."""
+    return next((error for group in groups if (error := GROUPS[group].rest) is not None), None)
 
 
 def granted(groups: Iterable[str]) -> dict[str, Grant]:

@@ -1,30 +1,43 @@
-"""netroom: keeps the network out of the spine. Every NIC waits in a namespace that nobody is in.
+"""netroom: keeps the network out of the spine, and gives it to the room that may have it.
 
 At its start, and whenever a link appears, it moves all links but loopback into the parking namespace, which
-bay0 keeps for as long as it lives. What belongs where is decided in `organs/netroom/plan.py`.
+bay0 keeps for as long as it lives. A room that is connected gets a filter, then a link of its own above a
+parked one, then an address by DHCP. What belongs where is decided in `plan.py`, what passes in `closed.py`,
+what is said to a DHCP server in `lease.py`.
 
-Touches: links, by rtnetlink: in its own namespace, which is the spine's, and in the parking through a socket
-that it was handed.
-Never: takes a link up, opens a socket of another family, enters a namespace (it may not: that takes powers it
-does not hold).
-Fails: a link that the kernel cannot move stays, down, and `links` says so. Any other refusal ends the
-process, for then it cannot keep its promise; too many such ends are a panic.
+Touches: links, addresses, routes, filters: in its own namespace, which is the spine's, in the parking and in
+rooms, through sockets that it was handed; the UDP socket and the resolv.conf of a connected room.
+Never: takes a link up in the spine's namespace, opens a socket of another family, enters a namespace (it may
+not: that takes powers it does not hold), keeps a lease on disk.
+Fails: a link that the kernel cannot move stays, down, and `links` says so. What the kernel refuses in a room
+is that room's: the call is refused, or tried again later. Any other refusal ends the process, for then it
+cannot keep its promise; too many such ends are a panic. A new incarnation begins with every link down:
+whoever is to have the network is connected anew.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
+import re
+import secrets
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import Final, Protocol
 
 import trio
 
+from bus.envelope import Code, Failure
 from organs import layout
-from organs.kernel import netlink
+from organs.kernel import datagrams, netlink, network, nftables
 from organs.kernel.netlink import Link
-from organs.netroom.plan import Down, Nic, Park, Place, Step, plan, wanted
+from organs.netroom import closed, dhcp, lease
+from organs.netroom.plan import Down, Nic, Park, Place, Step, Up, carrier, plan, wanted
 
 # The link vanished, or its name was taken, between the look and the step: look again.
 CHANGED: Final = frozenset({errno.ENODEV, errno.EEXIST})
@@ -32,8 +45,38 @@ CHANGED: Final = frozenset({errno.ENODEV, errno.EEXIST})
 IMMOVABLE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 # Looks until nothing is left to do. Links that come and go this often at once are a defect of somebody's.
 LOOKS_MAX: Final = 64
+# Hardware has no kind. The ends of a veth pair are the network card of a container.
+CARRYING_KINDS: Final = frozenset({"", "veth"})
 
-Handler = Callable[[object, Mapping[str, object]], Awaitable[dict[str, object]]]
+# How a room's own link is called in it.
+LINK: Final = "eth0"
+ROOM_NAME: Final = re.compile(r"[a-z][a-z0-9]{0,14}")
+# There are sixteen slots for rooms; one is connected at a time, others are remembered by their addresses.
+ROOMS_MAX: Final = 16
+# How long a connect holds up its caller, which is holding up a person. A server on the link answers within
+# milliseconds; the first question is repeated twice in this time.
+ANSWER_S: Final = 4.0
+# After the kernel refused something in a room: long enough not to spin.
+AGAIN_S: Final = 2.0
+# How often a connected room's link is looked at: a card may be pulled out, and its links go with it.
+LOOK_S: Final = 5.0
+# What waits in a socket before the first question: no more than its queue holds.
+QUEUED_MAX: Final = 4096
+# A server, or the way to it, may be away for a while; that is one question without an answer.
+UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOBUFS})
+# After an answer that was not for us, or that said nothing new. A flood of them costs this organ nothing.
+PACE_S: Final = 0.01
+CONNECT_FDS, CUT_FDS = 5, 2
+
+
+class Call(Protocol):
+    """What a handler uses of a call: the descriptors beside it, which are closed when it has returned."""
+
+    @property
+    def fds(self) -> tuple[int, ...]: ...
+
+
+Handler = Callable[[Call, Mapping[str, object]], Awaitable[dict[str, object]]]
 
 
 class Spine(Protocol):
@@ -51,14 +94,18 @@ class Netroom:
     def __init__(self, here: netlink.Namespace, parking: netlink.Namespace, parking_fd: int) -> None:
         self._here, self._parking, self._parking_fd = here, parking, parking_fd
         self._fixed: set[tuple[int, str]] = set()
+        self.connected: set[str] = set()
+        """The rooms that have the network. While there is one, a parked link is up."""
+        self.changed = trio.Event()
+        """Set, and replaced, when links may have come or gone."""
 
-    def settle(self) -> None:
-        """Bring every link to its spot. Raises OSError."""
+    def settle(self) -> Nic | None:
+        """Bring every link to its spot; the one that carries the rooms. Raises OSError."""
         for _ in range(LOOKS_MAX):
             present = self._present()
-            steps = plan(wanted(present), present)
+            steps = plan(wanted(present, connected=bool(self.connected)), present)
             if not steps:
-                return
+                return carrier(present)
             for step in steps:
                 if not self._perform(step):
                     break
@@ -72,7 +119,8 @@ class Netroom:
 
     def _nic(self, place: Place, link: Link) -> Nic:
         fixed = place is Place.SPINE and (link.index, link.name) in self._fixed
-        return Nic(place, link.index, link.name, link.up, link.loopback, fixed)
+        carries = link.ethernet and link.kind in CARRYING_KINDS
+        return Nic(place, link.index, link.name, link.up, link.loopback, fixed, carries)
 
     def _perform(self, step: Step) -> bool:
         """Do one step; whether the plan still holds. Raises OSError."""
@@ -85,6 +133,10 @@ class Netroom:
                 case Park(name=name):
                     namespace.move(nic.name, nic.index, self._parking_fd, name)
                     say(f"{nic.name} is parked{'' if name == nic.name else f' as {name}'}")
+                case Up():
+                    # Nobody is there to speak: no address, none that it gives itself, and so no answers.
+                    namespace.without_own_address(nic.name, nic.index)
+                    namespace.bring_up(nic.name, nic.index)
         except OSError as error:
             if error.errno in IMMOVABLE and isinstance(step, Park):
                 self._fixed.add((nic.index, nic.name))
@@ -96,7 +148,7 @@ class Netroom:
 
     def links(self) -> list[dict[str, object]]:
         """Every link but loopback, as the schema has it. Raises OSError."""
-        found = [("parked", link) for link in self._parking.links()]
+        found = [("carrying" if link.up else "parked", link) for link in self._parking.links()]
         found += [("fixed", link) for link in self._here.links()]
         return [
             {"name": link.name, "mac": link.mac.hex(":"), "state": state}
@@ -104,12 +156,314 @@ class Netroom:
             if not link.loopback
         ]
 
+    def give_link(self, room: str, namespace: int, inside: netlink.Namespace) -> Link | None:
+        """The room's own link, down and without an address; None where nothing can carry one.
+
+        Raises OSError: of the spine's own links, or of the room's (RoomRefused).
+        """
+        below = self.settle()
+        with in_room(room):
+            found = next((link for link in inside.links() if link.name == LINK), None)
+            if found is not None and found.kind == "macvlan":
+                inside.take_down(LINK, found.index)
+                inside.drop_addresses(LINK, found.index)
+                if below is not None and found.below == below.index:
+                    return found
+                # What carried it is not what carries rooms now.
+                inside.remove_link(LINK, found.index)
+            if below is None:
+                return None
+            mac = own_mac(room, self._mac(below))
+            self._parking.add_macvlan(below.index, namespace, LINK, mac)
+            made = next(link for link in inside.links() if link.name == LINK)
+            inside.without_own_address(LINK, made.index)
+            return made
+
+    def _mac(self, nic: Nic) -> bytes:
+        return next((link.mac for link in self._parking.links() if link.index == nic.index), b"")
+
     async def watch(self, changes: socket.socket) -> None:
         """Settle whenever a link changed. Never returns."""
         while True:
             await trio.lowlevel.wait_readable(changes)
             drain(changes)
             self.settle()
+            self.changed.set()
+            self.changed = trio.Event()
+
+
+class RoomRefused(Exception):
+    """The kernel refused something inside a room."""
+
+
+@contextmanager
+def in_room(name: str) -> Iterator[None]:
+    """What the kernel refuses within is the room's, and not the end of this process."""
+    try:
+        yield
+    except (OSError, netlink.Garbled) as error:
+        raise RoomRefused(f"{name}: {error}") from error
+
+
+def own_mac(room: str, below: bytes) -> bytes:
+    """A room's hardware address: the same for a boot, and of nobody who could be named.
+
+    Who is on the wire sees neither the address of the card nor this boot's number, so it learns no more from
+    it than that it is the same room.
+    """
+    digest = hashlib.sha256(b"\0".join((network.boot_id(), below, room.encode()))).digest()
+    # Locally administered, one station.
+    return bytes([digest[0] & 0xFC | 0x02]) + digest[1 : dhcp.MAC_BYTES]
+
+
+@dataclass(slots=True)
+class Room:
+    """A connected room: what was handed over, what it has, and the task that keeps it."""
+
+    name: str
+    namespace: int
+    inside: netlink.Namespace
+    client: socket.socket
+    resolv: int
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    held: dhcp.Lease | None = None
+    settled: trio.Event = field(default_factory=trio.Event)
+    """It has an address, or there is nothing to wait for."""
+    ended: trio.Event = field(default_factory=trio.Event)
+
+    def close(self) -> None:
+        """Let go of all that was handed over."""
+        self.inside.close()
+        self.client.close()
+        for fd in (self.namespace, self.resolv):
+            os.close(fd)
+
+
+class Rooms:
+    """Which rooms have the network, and the address each had last."""
+
+    def __init__(self, netroom: Netroom, nursery: trio.Nursery) -> None:
+        self._netroom, self._nursery = netroom, nursery
+        self._rooms: dict[str, Room] = {}
+        # By room; in memory only, so that nothing of a network is found on a disk.
+        self._remembered: dict[str, IPv4Address] = {}
+
+    async def connect(self, call: Call, params: Mapping[str, object]) -> dict[str, object]:
+        """The handler. Raises Failure, OSError."""
+        name, inbound = room_name(params), params["inbound"]
+        if len(call.fds) != CONNECT_FDS or not isinstance(inbound, list):
+            raise Failure(Code.INVALID, f"netroom: unable to connect {name}: five descriptors are needed")
+        try:
+            chains = closed.chains(inbound)
+        except ValueError as error:
+            raise Failure(Code.INVALID, f"netroom: unable to connect {name}: {error}") from error
+        await self._end(name)
+        if len(self._remembered.keys() | self._netroom.connected | {name}) > ROOMS_MAX:
+            raise Failure(Code.FULL, f"netroom: unable to connect {name}: {ROOMS_MAX} rooms are known")
+        try:
+            room = self._accept(name, call.fds, chains)
+        except RoomRefused as error:
+            raise Failure(Code.REFUSED, f"netroom: unable to connect {error}") from error
+        self._rooms[name] = room
+        self._netroom.connected.add(name)
+        self._nursery.start_soon(self._keep, room)
+        with trio.move_on_after(ANSWER_S):
+            await room.settled.wait()
+        if room.held is None:
+            return {"address": "", "router": ""}
+        router = room.held.router
+        return {"address": str(room.held.interface), "router": "" if router is None else str(router)}
+
+    def _accept(self, name: str, fds: tuple[int, ...], chains: tuple[nftables.Chain, ...]) -> Room:
+        """Load the filter, and only then take the rest, as copies. Raises RoomRefused."""
+        namespace, route, filtering, client, resolv = fds
+        with in_room(name), ExitStack() as undo:
+            nftables.load(os.dup(filtering), closed.TABLE, chains)  # INV-NET-4
+            inside = netlink.through(os.dup(route))
+            undo.callback(inside.close)
+            asking = datagrams.adopted(os.dup(client))
+            undo.callback(asking.close)
+            kept = [os.dup(fd) for fd in (namespace, resolv)]
+            undo.pop_all()
+            return Room(name, kept[0], inside, asking, kept[1])
+
+    async def cut(self, call: Call, params: Mapping[str, object]) -> dict[str, object]:
+        """The handler. Raises Failure, OSError."""
+        name = room_name(params)
+        if len(call.fds) != CUT_FDS:
+            raise Failure(Code.INVALID, f"netroom: unable to cut {name}: two descriptors are needed")
+        # First, so that nothing of ours comes after what follows.
+        await self._end(name)
+        try:
+            with in_room(name), closing(netlink.through(os.dup(call.fds[1]))) as inside:
+                down(inside)  # INV-NET-5
+        except RoomRefused as error:
+            raise Failure(Code.REFUSED, f"netroom: unable to cut {error}") from error
+        finally:
+            # Also where the kernel refused: what carried it goes down.
+            self._netroom.settle()
+        return {}
+
+    async def forget(self, _call: Call, params: Mapping[str, object]) -> dict[str, object]:
+        """The handler. Raises Failure, OSError."""
+        name = room_name(params)
+        await self._end(name)
+        self._remembered.pop(name, None)
+        self._netroom.settle()
+        return {}
+
+    async def _end(self, name: str) -> None:
+        """Nothing is done for this room any more."""
+        self._netroom.connected.discard(name)
+        room = self._rooms.pop(name, None)
+        if room is not None:
+            room.scope.cancel()
+            # It ends at its next wait, which is where it is.
+            with trio.CancelScope(shield=True):
+                await room.ended.wait()
+
+    async def _keep(self, room: Room) -> None:
+        """The life of a connection: a link, then a lease, and both again whenever the link is lost."""
+        said = ""
+        try:
+            with room.scope:
+                while True:
+                    try:
+                        await self._serve(room)
+                    except RoomRefused as error:
+                        if str(error) != said:
+                            said = str(error)
+                            say(f"unable to connect {said}; trying again")
+                        room.settled.set()
+                        await trio.sleep(AGAIN_S)
+        finally:
+            room.held = None
+            room.settled.set()
+            room.close()
+            room.ended.set()
+
+    async def _serve(self, room: Room) -> None:
+        """As `_keep`, until the link is lost or something new may carry it. Raises RoomRefused, OSError."""
+        changed = self._netroom.changed
+        link = self._netroom.give_link(room.name, room.namespace, room.inside)
+        if link is None:
+            room.settled.set()
+            await changed.wait()
+            return
+        with in_room(room.name):
+            room.inside.bring_up(LINK, link.index)
+            await self._lease(room, link)
+
+    async def _lease(self, room: Room, link: Link) -> None:
+        """Get an address and keep it. Raises OSError when the link is lost."""
+        forget_queued(room.client)
+        with trio.socket.from_stdlib_socket(room.client.dup()) as client:
+            state, effects = lease.decide(
+                lease.State(), lease.Start(fresh(), self._remembered.get(room.name))
+            )
+            due = trio.current_time()
+            while True:
+                for effect in effects:
+                    match effect:
+                        case lease.Wait(seconds):
+                            due = trio.current_time() + seconds
+                        case lease.Send(question, to):
+                            await send(client, link, dhcp.encode(question, link.mac), to)
+                        case lease.Configure(held):
+                            self._configure(room, link, held)
+                        case lease.Deconfigure():
+                            self._deconfigure(room, link)
+                event = await self._next(room, client, link, due)
+                before = state
+                state, effects = lease.decide(state, event)
+                if isinstance(event, lease.Heard) and state == before:
+                    await trio.sleep(PACE_S)
+
+    async def _next(self, room: Room, client: trio.socket.SocketType, link: Link, due: float) -> lease.Event:
+        """An answer, or the end of the wait. Raises OSError when the link is lost."""
+        while (now := trio.current_time()) < due:
+            with trio.move_on_at(min(due, now + LOOK_S)):
+                return lease.Heard(await hear(client, link), fresh())
+            if not any(other.index == link.index for other in room.inside.links()):
+                raise OSError(errno.ENODEV, "the link is gone")
+        return lease.Elapsed(fresh())
+
+    def _configure(self, room: Room, link: Link, held: dhcp.Lease) -> None:
+        room.inside.set_address(LINK, link.index, held.interface)
+        if held.router is not None:
+            room.inside.set_default_route(LINK, link.index, held.router, held.interface.ip)
+        if room.held != held:
+            write_whole(room.resolv, dhcp.resolv_conf(held))
+        room.held = held
+        self._remembered[room.name] = held.interface.ip
+        room.settled.set()
+
+    def _deconfigure(self, room: Room, link: Link) -> None:
+        room.inside.drop_addresses(LINK, link.index)
+        if room.held is not None:
+            write_whole(room.resolv, b"")
+            room.held = None
+
+
+def room_name(params: Mapping[str, object]) -> str:
+    """The room that a call is about. Raises Failure."""
+    name = params["room"]
+    if not isinstance(name, str) or not ROOM_NAME.fullmatch(name):
+        raise Failure(Code.INVALID, "netroom: a room's name is a letter and up to 14 letters and digits")
+    return name
+
+
+def down(inside: netlink.Namespace) -> None:
+    """A room's link is down and has no address; its routes go with that. Raises OSError."""
+    for link in inside.links():
+        if not link.loopback:
+            inside.take_down(link.name, link.index)
+            inside.drop_addresses(link.name, link.index)
+
+
+def fresh() -> int:
+    """A number that nobody on the wire can guess."""
+    return secrets.randbits(32)
+
+
+def write_whole(fd: int, text: bytes) -> None:
+    """A short file is this text; who reads it meanwhile never finds it empty. Raises OSError."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    if os.write(fd, text) != len(text):
+        raise OSError(errno.EIO, "a short file was not written whole")
+    os.ftruncate(fd, len(text))
+
+
+def forget_queued(client: socket.socket) -> None:
+    """What came before the question is no answer to it. Raises OSError."""
+    with suppress(BlockingIOError):
+        for _ in range(QUEUED_MAX):
+            client.recv(1)
+
+
+async def send(client: trio.socket.SocketType, link: Link, datagram: bytes, to: IPv4Address | None) -> None:
+    """One datagram to one server or to all, by this link. Raises OSError when the link is lost."""
+    target = ("255.255.255.255" if to is None else str(to), closed.DHCP_SERVER_PORT)
+    try:
+        await client.sendmsg([datagram], datagrams.going_out(link.index), 0, target)
+    except OSError as error:
+        if error.errno not in UNREACHABLE:
+            raise
+
+
+async def hear(client: trio.socket.SocketType, link: Link) -> dhcp.Reply:
+    """The next answer of a server to this link's hardware address. Raises OSError."""
+    while True:
+        datagram, ancillary, _, sender = await client.recvmsg(
+            dhcp.REPLY_BYTES_MAX + 1, datagrams.ANCILLARY_BYTES
+        )
+        by_server = isinstance(sender, tuple) and sender[1] == closed.DHCP_SERVER_PORT
+        if by_server and datagrams.came_in(ancillary) == link.index:
+            with suppress(dhcp.Garbled):
+                reply = dhcp.decode(datagram)
+                if reply.mac == link.mac:
+                    return reply
+        await trio.sleep(PACE_S)
 
 
 def drain(changes: socket.socket) -> None:
@@ -132,10 +486,15 @@ def say(sentence: str) -> None:
 
 async def main(spine: Spine) -> None:
     """Park what is there, then serve, and park what comes."""
-    parking = netlink.through(spine.fds[f"netlink:{layout.PARKING}"])
     # Before the first look, so that no link can come between the two.
     changes = netlink.watch()
-    netroom = Netroom(netlink.here(), parking, spine.fds[f"netns:{layout.PARKING}"])
+    await live(spine, netlink.here(), changes)
+
+
+async def live(spine: Spine, here: netlink.Namespace, changes: socket.socket) -> None:
+    """The same, for the namespace that these two were opened in."""
+    parking = netlink.through(spine.fds[f"netlink:{layout.PARKING}"])
+    netroom = Netroom(here, parking, spine.fds[f"netns:{layout.PARKING}"])
     netroom.settle()
 
     async def links(_call: object, _params: Mapping[str, object]) -> dict[str, object]:
@@ -143,4 +502,6 @@ async def main(spine: Spine) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(netroom.watch, changes)
-        await spine.serve({"links": links})
+        rooms = Rooms(netroom, nursery)
+        handlers = {"links": links, "connect": rooms.connect, "cut": rooms.cut, "forget": rooms.forget}
+        await spine.serve(handlers)

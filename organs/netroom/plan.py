@@ -1,9 +1,10 @@
-"""Where each link should be, and the steps from where it is.
+"""Where each link should be, which one carries the rooms, and the steps from what is.
 
-Pure. Every link but loopback belongs into the parking namespace, and every link, loopback too, is down. A
-plan first takes down what is up, then moves; so after any number of its steps no more is up, and no more is
-in the spine's namespace, than before it.
-Never: takes anything up or brings anything back.
+Pure. Every link but loopback belongs into the parking namespace, and every link, loopback too, is down; but
+while a room is connected the one that carries it is up, in the parking, where it has no address. A plan first
+takes down what should not be up, then moves, and last takes up the one that carries; so after any number of
+its steps nothing is exposed that was not, and nothing is up beside that one that was not.
+Never: brings anything back, takes up a link that is not parked.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ class Place(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """One link where it is now. `fixed`: the kernel refuses to move it, as it does with some of its own."""
+    """One link where it is now. `fixed`: the kernel refuses to move it, as it does with some of its own.
+
+    `carries`: rooms can have links of their own above it. It is Ethernet hardware, or an end of a veth pair.
+    """
 
     place: Place
     index: int
@@ -30,14 +34,16 @@ class Nic:
     up: bool
     loopback: bool
     fixed: bool = False
+    carries: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a link should be and how it is called there. It should always be down."""
+    """Where a link should be, how it is called there, and whether it is up."""
 
     place: Place
     name: str
+    up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +61,34 @@ class Park:
     name: str
 
 
-Step = Down | Park
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Take a parked link up."""
+
+    nic: Nic
 
 
-def wanted(present: Iterable[Nic]) -> dict[Nic, Spot]:
-    """The spot of each link that is there. Names keep; one that is taken in the parking becomes `nicN`."""
+Step = Down | Park | Up
+
+
+def carrier(present: Iterable[Nic]) -> Nic | None:
+    """The parked link that carries the rooms: the one that does already, or the first that came and can."""
+    able = [nic for nic in present if nic.place is Place.PARKING and nic.carries and not nic.loopback]
+    return min(able, key=lambda nic: (not nic.up, nic.index, nic.name), default=None)
+
+
+def wanted(present: Iterable[Nic], *, connected: bool = False) -> dict[Nic, Spot]:
+    """The spot of each link that is there. Names keep; one that is taken in the parking becomes `nicN`.
+
+    `connected`: whether a room is. What carries it is chosen among what is parked already.
+    """
     present = list(present)
+    used = carrier(present) if connected else None
     taken = {nic.name for nic in present if nic.place is Place.PARKING}
     spots: dict[Nic, Spot] = {}
     for nic in present:
         if nic.place is Place.PARKING or nic.loopback or nic.fixed:
-            spots[nic] = Spot(nic.place, nic.name)
+            spots[nic] = Spot(nic.place, nic.name, up=nic is used)
             continue
         name = nic.name if nic.name not in taken else _free(taken)
         taken.add(name)
@@ -76,9 +99,10 @@ def wanted(present: Iterable[Nic]) -> dict[Nic, Spot]:
 def plan(spots: Mapping[Nic, Spot], present: Iterable[Nic]) -> tuple[Step, ...]:
     """The steps that bring each link to its spot, in an order in which each of them is safe."""
     present = list(present)
-    downs = [Down(nic) for nic in present if nic.up]  # INV-NET-3
+    downs = [Down(nic) for nic in present if nic.up and not spots[nic].up]  # INV-NET-3
     moves = [Park(nic, spots[nic].name) for nic in present if spots[nic].place is not nic.place]
-    return (*downs, *moves)
+    ups = [Up(nic) for nic in present if spots[nic].up and not nic.up]
+    return (*downs, *moves, *ups)
 
 
 def _free(taken: set[str]) -> str:

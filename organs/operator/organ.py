@@ -175,6 +175,8 @@ class Session:
             return await self._serve_own(method, asked.body, deadline_ns)
         if self._spine.name not in method.callers:  # INV-PORT-2
             raise Failure(Code.FORBIDDEN, f"{method.interface_name}.{method.name} is not for the operator")
+        if method.beside:
+            raise Failure(Code.FORBIDDEN, f"{method.name} carries descriptors, which do not cross the port")
         return await self._spine.bus.peers[method.interface_name].call_raw(method, asked.body, deadline_ns)
 
     async def _serve_own(self, method: Method, body: bytes, deadline_ns: int) -> bytes:

@@ -82,11 +82,16 @@ def signature(fields: Sequence["Field"]) -> str:
     return " ".join(f"{field.name}={field.type}" for field in fields)
 
 
+def callable_by(method: "Method", callers: Sequence[str]) -> bool:
+    """Whether one of these callers may call it from here: no descriptor crosses the operator's port."""
+    return bool(set(callers) & set(method.callers)) and not method.beside
+
+
 def listing(methods: Iterable["Method"], caller: Sequence[str]) -> str:
     """What may be called by one of these callers, with what, and what for: two lines each."""
     rows = []
     for method in methods:
-        if not set(caller) & set(method.callers):
+        if not callable_by(method, caller):
             continue
         takes, gives = signature(method.params), " ".join(f"{f.name}:{f.type}" for f in method.results)
         about = " ".join(method.doc.split())

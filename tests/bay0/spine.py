@@ -173,7 +173,7 @@ def loop_device(file: Path) -> Iterator[str]:
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
-def lay_extra(extra: Path, manifest: str, pairs: list[list[str]], image: str) -> None:
+def lay_extra(extra: Path, manifest: str, pairs: list[list[str]], fds: list[list[str]], image: str) -> None:
     """What the image has and this host's /usr has not: the organs, the library, the program."""
     packages = extra / "lib/python3/dist-packages"
     shutil.copytree(ROOT / "organs", packages / "organs", ignore=shutil.ignore_patterns("__pycache__"))
@@ -183,7 +183,7 @@ def lay_extra(extra: Path, manifest: str, pairs: list[list[str]], image: str) ->
     library = extra / "lib/spine"
     library.mkdir()
     (library / "manifest.toml").write_text(manifest)
-    (library / "switchboard.json").write_text(json.dumps({"pairs": pairs}))
+    (library / "switchboard.json").write_text(json.dumps({"pairs": pairs, "fds": fds}))
     (library / "release.json").write_text(
         json.dumps({"name": "Alpine-Spine", "version": "0.1.0", "image": image})
     )
@@ -198,6 +198,7 @@ def running(
     folder: Path,
     *organs: str,
     pairs: list[list[str]] | None = None,
+    fds: list[list[str]] | None = None,
     devices: Mapping[str, str] | None = None,
     spine: str = SPINE,
     image: str = "development",
@@ -205,7 +206,7 @@ def running(
     """Run bay0 with these stanzas; what is left of it afterwards is killed, and nothing of it stays."""
     extra, root = folder / "extra", folder / "root"
     root.mkdir()
-    lay_extra(extra, spine + "".join(organs), pairs or [], image)
+    lay_extra(extra, spine + "".join(organs), pairs or [], fds or [], image)
     cgroup = cgroup_root() / f"spine-test-{os.getpid()}-{folder.name}"
     cgroup.mkdir()
     port_path = f"/tmp/spine-test-{os.getpid()}.port"

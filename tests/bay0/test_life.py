@@ -93,10 +93,11 @@ def test_the_whole_life(tmp_path: Path, disks: dict[str, str]) -> None:
 @pytest.mark.proves("INV-PRIV-1")
 def test_an_organ_has_the_powers_of_its_stanza_and_no_others(tmp_path: Path, disks: dict[str, str]) -> None:
     wide = stanza("wide", 2102).replace("capabilities = []", 'capabilities = ["NET_ADMIN"]')
-    with running(tmp_path, INTEGRITY, wide, pairs=[["wide", "integrity"]], devices=disks) as spine:
+    pairs = [["wide", "integrity"]]
+    with running(tmp_path, INTEGRITY, wide, pairs=pairs, fds=pairs, devices=disks) as spine:
         for name, uid, mask, fds in (
             ("integrity", 2002, 0, {"status", "control", "device:esp"}),
-            ("wide", 2102, 1 << 12, {"status", "listen:integrity"}),
+            ("wide", 2102, 1 << 12, {"status", "listen:integrity", "fds:integrity"}),
         ):
             spine.wait_ready(name)
             pid = spine.host_pid(name)
@@ -366,18 +367,20 @@ def test_a_production_image_has_no_probes(tmp_path: Path) -> None:
 
 @pytest.mark.proves("INV-BUS-20")
 def test_bus_sockets_belong_to_root_and_are_for_the_caller(tmp_path: Path) -> None:
-    with running(tmp_path, ALPHA, BETA, pairs=[["alpha", "beta"], ["alpha", "absent"]]) as spine:
+    pairs = [["alpha", "beta"], ["alpha", "absent"]]
+    with running(tmp_path, ALPHA, BETA, pairs=pairs, fds=pairs) as spine:
         spine.wait_ready("alpha")
         folder = Path(f"/proc/{spine.pid}/root{layout.BUS}")
-        assert [path.name for path in folder.iterdir()] == ["alpha.beta"]
-        there = (folder / "alpha.beta").stat()
-        assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode)) == (0, 2102, 0o620)
+        assert sorted(path.name for path in folder.iterdir()) == ["alpha.beta", "alpha.beta.fds"]
         assert stat.S_IMODE(folder.stat().st_mode) == 0o711
-        for uid, allowed in ((2102, True), (2101, False), (2999, False)):
-            assert connects(folder / "alpha.beta", uid) == allowed
+        for name, kind in (("alpha.beta", socket.SOCK_STREAM), ("alpha.beta.fds", socket.SOCK_SEQPACKET)):
+            there = (folder / name).stat()
+            assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode)) == (0, 2102, 0o620)
+            for uid, allowed in ((2102, True), (2101, False), (2999, False)):
+                assert connects(folder / name, uid, kind) == allowed
 
 
-def connects(path: Path, uid: int) -> bool:
+def connects(path: Path, uid: int, kind: socket.SocketKind) -> bool:
     """Whether a process with this uid and gid can connect to the socket."""
     pid = os.fork()
     if pid == 0:
@@ -387,7 +390,7 @@ def connects(path: Path, uid: int) -> bool:
             os.setgroups([])
             os.setgid(uid)
             os.setuid(uid)
-            socket.socket(socket.AF_UNIX).connect(path.name)
+            socket.socket(socket.AF_UNIX, kind).connect(path.name)
             code = 0
         finally:
             os._exit(code)

@@ -114,16 +114,22 @@ def test_a_wrong_ground_is_refused(wrong: dict[str, object]) -> None:
 
 @given(st.text(max_size=100) | NONSENSE.map(json.dumps))
 @example("[" * 5000)
-@example('{"pairs": [["gate", "operator"], ["gate", "operator"]]}')
-@example('{"pairs": [["gate", 1]]}')
+@example('{"fds": [], "pairs": [["gate", "operator"], ["gate", "operator"]]}')
+@example('{"fds": [], "pairs": [["gate", 1]]}')
+@example('{"pairs": [["gate", "operator"]]}')
+@example('{"fds": [["gate", "operator"]], "pairs": []}')
+@example('{"fds": [], "pairs": [], "more": []}')
 def test_any_text_is_a_switchboard_or_refused(text: str) -> None:
     with pytest.raises(switchboard.SwitchboardRefused):
         switchboard.decode(text)
 
 
 def test_a_switchboard() -> None:
-    assert switchboard.decode('{"pairs": [["gate", "operator"]]}') == [("gate", "operator")]
-    assert switchboard.decode('{"pairs": []}') == []
+    pair = '["gate", "operator"]'
+    for fds, found in (("", ()), (pair, (("gate", "operator"),))):
+        board = switchboard.decode(f'{{"pairs": [{pair}], "fds": [{fds}]}}')
+        assert (board.pairs, board.fds) == ((("gate", "operator"),), found)
+    assert switchboard.decode('{"pairs": [], "fds": []}') == switchboard.Switchboard((), ())
 
 
 @given(st.binary(max_size=100) | NONSENSE.map(lambda value: json.dumps(value).encode()))

@@ -1,6 +1,7 @@
-"""A builder in a process of its own, in a mount namespace of its own: `python standing.py GENERATION LINE`.
+"""A builder in a process of its own, in a mount namespace of its own, with its stanza's powers and filter:
+`python standing.py GENERATION LINE [HOMES]`.
 
-LINE is the descriptor of the line. What bay0 does besides (powers, filter) is left out.
+LINE is the descriptor of the line, HOMES the directory of the rooms' cgroups.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from organs.builder import organ
-from organs.kernel import mounts
+from organs.kernel import mounts, privileges, seccomp
+from organs.manifest import CAPABILITIES, load
+
+MANIFEST = Path(__file__).resolve().parents[2] / "organs/manifest.toml"
 
 
 @dataclass
@@ -33,4 +38,11 @@ class Place:
 
 if __name__ == "__main__":
     mounts.own_namespace()
-    organ.main(Place(int(sys.argv[1]), {organ.PAIR: int(sys.argv[2])}))
+    stanza = load(str(MANIFEST)).organs["builder"]
+    privileges.limit(stanza.nofile_max)
+    privileges.drop(0, 0, {CAPABILITIES.index(name) for name in stanza.capabilities})
+    seccomp.confine(stanza.syscalls)
+    place = Place(int(sys.argv[1]), {organ.PAIR: int(sys.argv[2])})
+    if len(sys.argv) > 3:
+        organ.main(place, sys.argv[3])
+    organ.main(place)

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,85 +26,19 @@ from organs.builder.protocol import (
     Refused,
     Release,
     Released,
-    Request,
     Verity,
     Welcome,
 )
 from organs.builder.verdict import BLOCK, DEVICES_MAX
 from organs.kernel import loops
 from spine.image import verity
+from tests.builder.asking import ASKER, DEADLINE_S, Freezer
 
 pytestmark = pytest.mark.container
-
-ROOT = Path(__file__).resolve().parents[2]
-STANDING = ROOT / "tests/builder/standing.py"
-DEADLINE_S = 30.0
-ASKER = 7
 
 
 def has_device_mapper() -> bool:
     return " device-mapper\n" in Path("/proc/misc").read_text() + Path("/proc/devices").read_text()
-
-
-class Freezer:
-    """The other end of the line, and the builders that are started on it one after the other."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.settimeout(DEADLINE_S)
-        self.generation = 0
-        self.numbers = itertools.count(1)
-        self.builder: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """The next incarnation; returns when it has said hello."""
-        self.generation += 1
-        self.builder = subprocess.Popen(
-            [sys.executable, STANDING, str(self.generation), str(self.theirs.fileno())],
-            pass_fds=[self.theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        answer, fds = self.hear()
-        assert (answer, fds) == (Welcome(id=0, asker=0, generation=self.generation, devices=()), [])
-
-    def end(self, number: int = signal.SIGKILL) -> None:
-        """A signal, and wait for its end."""
-        if self.builder is not None:
-            self.builder.send_signal(number)
-            self.builder.wait()
-            self.builder = None
-
-    def say(self, request: Request, *fds: int) -> None:
-        socket.send_fds(self.ours, [protocol.encode(request)], fds)
-
-    def hear(self) -> tuple[Answer, list[int]]:
-        datagram, fds, _, _ = socket.recv_fds(self.ours, 65536, 16)
-        return protocol.decode_answer(datagram), fds
-
-    def ask(self, request: Request, *fds: int) -> tuple[Answer, list[int]]:
-        self.say(request, *fds)
-        answer, made = self.hear()
-        assert (answer.id, answer.asker, answer.generation) == (request.id, ASKER, self.generation)
-        return answer, made
-
-    def head(self) -> dict[str, int]:
-        return {"id": next(self.numbers), "asker": ASKER, "generation": self.generation}
-
-    def device(self, backing: int, offset: int, length: int, tree: Verity | None = None) -> tuple[Made, int]:
-        """A device that must be made."""
-        request = Device(**self.head(), offset=offset, length=length, verity=tree)
-        answer, fds = self.ask(request, backing)
-        assert isinstance(answer, Made), answer
-        assert answer.verified == (tree is not None)
-        (fd,) = fds
-        return answer, fd
-
-    def refused(self, request: Request, why: Refusal, *fds: int) -> str:
-        """The reason of a refusal that must come."""
-        answer, made = self.ask(request, *fds)
-        assert isinstance(answer, Refused), answer
-        assert (answer.why, made) == (why, [])
-        return answer.reason
 
 
 @pytest.fixture(name="freezer")

@@ -15,13 +15,18 @@ from organs.builder.protocol import (
     TEXT_CHARS_MAX,
     Answer,
     Device,
+    Exec,
     Hello,
+    Listen,
     Made,
     Refusal,
     Refused,
     Release,
     Released,
     Request,
+    Room,
+    RoomMade,
+    Started,
     Unreadable,
     Verity,
     Welcome,
@@ -31,7 +36,21 @@ NUMBERS = st.integers(0, NUMBER_MAX)
 TEXTS = st.text(max_size=TEXT_CHARS_MAX)
 HEAD = {"id": NUMBERS, "asker": NUMBERS, "generation": NUMBERS}
 VERITY = st.builds(Verity, root_hash=TEXTS, salt=TEXTS, blocks=NUMBERS, hash_offset=NUMBERS)
+WORDS = st.lists(st.text(max_size=30), max_size=20).map(tuple)
 REQUESTS = st.one_of(
+    st.builds(
+        Room,
+        **HEAD,
+        name=TEXTS,
+        hostname=TEXTS,
+        uid_base=NUMBERS,
+        init=WORDS,
+        writable_bytes=NUMBERS,
+        network=st.booleans(),
+        console=st.booleans(),
+    ),
+    st.builds(Exec, **HEAD, name=TEXTS, argv=WORDS, environment=WORDS, terminal=st.booleans()),
+    st.builds(Listen, **HEAD, name=TEXTS),
     st.builds(Hello, **HEAD),
     st.builds(Device, **HEAD, offset=NUMBERS, length=NUMBERS, verity=st.none() | VERITY),
     st.builds(Release, **HEAD, name=TEXTS),
@@ -42,6 +61,8 @@ ANSWERS = st.one_of(
     ),
     st.builds(Made, **HEAD, name=TEXTS, verified=st.booleans()),
     st.builds(Released, **HEAD, name=TEXTS),
+    st.builds(RoomMade, **HEAD, name=TEXTS, pid=NUMBERS, holds=WORDS),
+    st.builds(Started, **HEAD, name=TEXTS, pid=NUMBERS),
     st.builds(Refused, **HEAD, why=st.sampled_from(Refusal), reason=TEXTS),
 )
 NONSENSE = st.recursive(
@@ -68,11 +89,29 @@ def test_a_long_reason_is_cut(reason: str) -> None:
 
 @given(st.binary(max_size=300) | NONSENSE.map(lambda value: json.dumps(value).encode()))
 @example(b"[" * 4000)
-@example(b'{"kind": "hello", "id": 1, "asker": 1, "generation": 1' + b" " * 5000 + b"}")
+@example(
+    b'{"kind": "hello", "id": 1, "asker": 1, "generation": 1' + b" " * protocol.DATAGRAM_BYTES_MAX + b"}"
+)
 def test_any_bytes_are_refused(datagram: bytes) -> None:
     for decode in (protocol.decode_request, protocol.decode_answer):
         with pytest.raises(Unreadable):
             decode(datagram)
+
+
+def test_the_longest_words_fit_into_a_datagram() -> None:
+    words = ("\x01" * protocol.WORDS_BYTES_MAX, *("",) * (protocol.WORDS_MAX - 1))
+    asked = Exec(id=1, asker=1, generation=1, name="a", argv=words, environment=words, terminal=True)
+    assert protocol.decode_request(protocol.encode(asked)) == asked
+    document = json.loads(protocol.encode(asked))
+    for wrong in (
+        ["x"] * (protocol.WORDS_MAX + 1),
+        ["x" * (protocol.WORDS_BYTES_MAX + 1)],
+        ["\ud800"],
+        [1],
+        "x",
+    ):
+        with pytest.raises(Unreadable):
+            protocol.decode_request(json.dumps(document | {"argv": wrong}).encode())
 
 
 @given(REQUESTS | ANSWERS, st.data())

@@ -99,14 +99,48 @@ def test_calls_that_meet_again_are_no_circle(tmp_path: Path) -> None:
     )
     compile_schemas(source, MANIFEST, tmp_path / "out")
     assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {
-        "pairs": [["beta", "alpha"], ["echo", "alpha"], ["echo", "beta"]]
+        "fds": [],
+        "pairs": [["beta", "alpha"], ["echo", "alpha"], ["echo", "beta"]],
+    }
+
+
+def test_a_pair_that_passes_descriptors_has_a_second_socket(tmp_path: Path) -> None:
+    """alpha may call methods that carry some, beta only one that carries none."""
+    source = folder(tmp_path, courier=(HERE / "good/courier.capnp").read_text())
+    compile_schemas(source, MANIFEST, tmp_path / "out")
+    assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {
+        "fds": [["courier", "alpha"]],
+        "pairs": [["courier", "alpha"], ["courier", "beta"]],
+    }
+
+
+def test_who_only_hears_has_a_socket_and_makes_no_circle(tmp_path: Path) -> None:
+    """beta calls alpha, and hears it; alpha hears beta."""
+    event = '  news @1 () -> () $callers(["{}"]) $event;'
+    head = 'using import "spine.capnp".event;\n'
+
+    def both(name: str, id_: int, heard_by: str, *callers: str) -> str:
+        methods = (method("a", 0, *callers) + "\n" if callers else "") + event.format(heard_by)
+        text = interface(name, id_, methods if callers else methods.replace("@1", "@0"))
+        return text.replace("interface", head + "interface")
+
+    source = folder(
+        tmp_path,
+        alpha=both("Alpha", 1, "beta", "beta"),
+        beta=both("Beta", 2, "alpha"),
+        echo=interface("Echo", 3, ""),
+    )
+    compile_schemas(source, MANIFEST, tmp_path / "out")
+    assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {
+        "fds": [],
+        "pairs": [["alpha", "beta"], ["beta", "alpha"]],
     }
 
 
 def test_the_host_calls_one_interface_and_needs_no_socket(tmp_path: Path) -> None:
     source = folder(tmp_path, echo=interface("Echo", 3, method("a", 0, "host"), "$hostPort"))
     compile_schemas(source, MANIFEST, tmp_path / "out")
-    assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {"pairs": []}
+    assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {"fds": [], "pairs": []}
     (source / "beta.capnp").write_text(interface("Beta", 2, method("a", 0, "host"), "$hostPort"))
     with pytest.raises(SchemaRefused) as caught:
         compile_schemas(source, MANIFEST, tmp_path / "out")

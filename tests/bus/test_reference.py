@@ -20,6 +20,22 @@ def test_the_committed_pages_are_what_the_schemas_say() -> None:
     assert not differing, f"docs/reference is old in {', '.join(differing)}; renew it: {reference.RENEW}"
 
 
+def test_the_page_says_which_way_descriptors_go() -> None:
+    text = reference.pages(wiring.schemas("courier"))["courier.md"]
+    methods = {part.split("\n")[0]: part for part in text.split("## courier.")[1:]}
+    assert "| descriptors | with the call |" in methods["read"]
+    assert "| descriptors | with the answer |" in methods["open"]
+    assert "| descriptors | with the call and the answer |" in methods["swap"]
+    assert "descriptors |" not in methods["plain"]
+
+
+def test_the_page_says_who_hears_an_event() -> None:
+    text = reference.pages(wiring.schemas("herald"))["herald.md"]
+    assert "## herald.changed (event)\n\n`(key: UInt32, value: Text, password: Data)`" in text
+    assert "| heard by | alpha, beta |" in text
+    assert "- `password`, Data, left out of recordings" in text
+
+
 def test_every_method_and_field_is_on_its_page() -> None:
     schemas = wiring.schemas()
     pages = reference.pages(schemas)

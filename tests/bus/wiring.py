@@ -28,21 +28,21 @@ PATIENCE_S = 60
 
 
 @functools.cache
-def compiled() -> Path:
-    """The folder with the compiled schemas of the test's own callee."""
+def compiled(name: str = "echo") -> Path:
+    """The folder with the compiled schemas of a test's own callee."""
     out = Path(tempfile.mkdtemp(prefix="spine-schemas-"))
     atexit.register(shutil.rmtree, out)
     source = out / "schemas"
     source.mkdir()
     shutil.copy(ROOT / "schemas/spine.capnp", source)
-    shutil.copy(HERE / "good/echo.capnp", source)
+    shutil.copy(HERE / f"good/{name}.capnp", source)
     compile_schemas(source, HERE / "good/manifest.toml", out)
     return out
 
 
-def schemas() -> wire.Schemas:
-    """The schemas of the test's own callee."""
-    return wire.load(compiled() / "schemas.cgr")
+def schemas(name: str = "echo") -> wire.Schemas:
+    """The schemas of a test's own callee."""
+    return wire.load(compiled(name) / "schemas.cgr")
 
 
 @functools.cache
@@ -57,15 +57,22 @@ def own_schemas() -> wire.Schemas:
 
 
 @contextlib.contextmanager
-def listening(callers: tuple[str, ...] = CALLERS) -> Iterator[tuple[str, dict[str, socket.socket]]]:
-    """A folder of bound and listening sockets, as bay0 makes them once at boot."""
+def listening(
+    callers: tuple[str, ...] = CALLERS, name: str = "echo", descriptors: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, socket.socket]]]:
+    """A folder of bound and listening sockets, as bay0 makes them once at boot.
+
+    `descriptors`: callers that have a second one, which is `CALLER.fds` among the sockets.
+    """
     with tempfile.TemporaryDirectory(prefix="bus-") as directory, contextlib.ExitStack() as stack:
         sockets = {}
-        for caller in callers:
-            bound = stack.enter_context(socket.socket(socket.AF_UNIX))
-            bound.bind(f"{directory}/echo.{caller}")
+        kinds = dict.fromkeys(callers, socket.SOCK_STREAM)
+        kinds |= {f"{caller}.fds": socket.SOCK_SEQPACKET for caller in descriptors}
+        for label, kind in kinds.items():
+            bound = stack.enter_context(socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK))
+            bound.bind(f"{directory}/{name}.{label}")
             bound.listen(64)
-            sockets[caller] = bound
+            sockets[label] = bound
         yield directory, sockets
 
 
@@ -110,14 +117,17 @@ class Callee:
 
 
 @contextlib.asynccontextmanager
-async def callee(generation: int, sockets: dict[str, socket.socket]) -> AsyncIterator[Callee]:
+async def callee(
+    generation: int, sockets: dict[str, socket.socket], name: str = "echo"
+) -> AsyncIterator[Callee]:
     """A callee of that generation on those sockets, ready to answer."""
+    program = HERE / {"echo": "callee.py", "courier": "courier.py"}[name]
     fds = {caller: bound.fileno() for caller, bound in sockets.items()}
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(
             functools.partial(
                 trio.run_process,
-                [sys.executable, str(HERE / "callee.py"), str(compiled()), str(generation), json.dumps(fds)],
+                [sys.executable, str(program), str(compiled(name)), str(generation), json.dumps(fds)],
                 pass_fds=list(fds.values()),
                 stdout=subprocess.PIPE,
                 cwd=ROOT,
@@ -131,4 +141,6 @@ async def callee(generation: int, sockets: dict[str, socket.socket]) -> AsyncIte
             yield running
         finally:
             process.kill()
+            if process.stdout is not None:
+                await process.stdout.aclose()
             nursery.cancel_scope.cancel()

@@ -8,6 +8,7 @@ from tests.fire.rig import Overlay, edited
 
 GATE = "organs/gate/organ.py"
 CLIENT = "bus/client.py"
+EACH_PENDING = "        for pending in list(self._pending.values()):\n"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ BUGS = (
         "a bus client that forgets the calls of a dead peer",
         CLIENT,
         {
-            "            self._happened(pending, Event.LOST)\n": "            pending.deadline_ns = NEVER\n",
+            EACH_PENDING + "            self._happened(pending, Event.LOST)\n": EACH_PENDING
+            + "            pending.deadline_ns = NEVER\n",
         },
         "has no end",
     ),

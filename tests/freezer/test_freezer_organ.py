@@ -400,12 +400,21 @@ async def test_a_room_that_must_not_wait_frozen_dies_when_it_loses_the_focus(roo
         assert house.freezer.state.focus == "courier"
 
 
+class WithStreams(Call):
+    """A call with four descriptors beside it."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Ours, which nobody uses."""
+        return 0, 1, 2, 2
+
+
 async def test_a_program_is_started_in_the_focused_room_only(root: Path) -> None:
     async with housed(root) as house:
         await house.rooms("linda", "courier")
         house.made = {"linda": made(), "courier": made()}
         await house.focus("linda")
-        ours = Call("operator", 0, 2**62, fds=(0, 1, 2, 2))
+        ours = WithStreams("operator", 0, 2**62)
         assert await house.freezer.exec(ours, {"persona": "linda", "argv": ["a", "b"]}) == {"pid": 4711}
         assert house.started == [("linda", ("a", "b"), (0, 1, 2, 2))]
         for name, argv, call, code in (

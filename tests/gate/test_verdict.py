@@ -93,7 +93,7 @@ def test_any_name_has_an_answer(persona: str) -> None:
     assert admitted == (
         1 <= len(persona) <= PERSONA_LENGTH_MAX
         and persona[0] in "abcdefghijklmnopqrstuvwxyz"
-        and all(c in "abcdefghijklmnopqrstuvwxyz0123456789-" for c in persona)
+        and all(c in "abcdefghijklmnopqrstuvwxyz0123456789-@" for c in persona)
     )
     assert not admitted or persona.isascii()
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground import cgroups, state
 from spine.ground.console import BootError
@@ -50,12 +52,24 @@ def container(tmp_path: Path) -> Iterator[Container]:
 
 def start(container: Container, parts: Path, esp: Path | None = None, root: Path | None = None) -> None:
     container.start(root or parts / "root.squashfs", parts / "persist.img", esp)
+    seen(container)
     container.console.follow("ready", READY_S)
+
+
+def seen(container: Container) -> None:
+    """Remember the network that it has now."""
+    ground = state.read(container.directory)
+    if ground is not None and ground.wire is not None:
+        WIRES.append(ground.wire)
+
+
+# Every network that a container here had, so that none outlives it.
+WIRES: list[state.Process] = []
 
 
 def left(container: Container, parts: Path) -> list[str]:
     """What the container has left on this host, except its own files."""
-    found = []
+    found = [f"wire {wire.pid}" for wire in WIRES if wire.alive()]
     mount = cgroups.mounted(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     if mount and (Path(mount) / container.cgroup).exists():
         found.append("cgroup")
@@ -103,9 +117,10 @@ def test_what_pid_1_is_given(container: Container, parts: Path) -> None:
     assert ground["slot"] is None
     assert ground["rootHash"] is None
     assert {"dm-verity", "esp", "watchdog"} <= set(ground["missing"])
-    assert list(ground["devices"]) == ["persist"]
+    assert list(ground["devices"]) == ["persist", "personas"]
     nodes = {line.removeprefix("dev ") for line in said if line.startswith("dev ")}
-    assert nodes == {"null", "zero", "full", "random", "urandom", Path(ground["devices"]["persist"]).name}
+    loops = {Path(node).name for node in ground["devices"].values()}
+    assert nodes == {"null", "zero", "full", "random", "urandom", *loops}
 
 
 def test_every_namespace_is_its_own(container: Container, parts: Path) -> None:
@@ -113,6 +128,40 @@ def test_every_namespace_is_its_own(container: Container, parts: Path) -> None:
     for name in ("cgroup", "ipc", "mnt", "net", "pid", "uts"):
         assert os.readlink(f"/proc/{container.pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"), name
     assert container.cgroup in Path(f"/proc/{container.pid}/cgroup").read_text(encoding="ascii")
+
+
+def test_it_has_a_card_and_a_network_behind_it(container: Container, parts: Path) -> None:
+    start(container, parts)
+    assert container.wire is not None
+    assert "network" not in container.missing
+    enter = ["nsenter", "--net", "--target"]
+    card = subprocess.run(
+        [*enter, str(container.pid), "ip", "-brief", "link"], capture_output=True, text=True, check=True
+    )
+    assert [line.split()[0].split("@")[0] for line in card.stdout.splitlines()] == ["lo", "eth0"]
+    router = subprocess.run(
+        [*enter, str(container.wire), "ip", "-brief", "-4", "address"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.split()[2:] for line in router.stdout.splitlines() if "wire0" in line] == [["10.77.0.1/24"]]
+    # It is a network of its own: nothing of the host's is there.
+    assert os.readlink(f"/proc/{container.wire}/ns/net") != os.readlink("/proc/self/ns/net")
+
+
+def test_a_host_that_cannot_make_a_network_has_a_ground_without(
+    container: Container, parts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A module of that name stands in its way.
+    broken = tmp_path / "broken"
+    shutil.copytree(paths.ROOT / "spine-image/spine", broken / "spine-image/spine")
+    (broken / "spine-image/spine/ground/wire.py").write_text("raise OSError('not on this host')\n")
+    monkeypatch.setattr(paths, "ROOT", broken)
+    start(container, parts)
+    assert container.wire is None
+    assert "network" in container.missing
+    assert container.stop(READY_S)
 
 
 def test_an_esp_is_a_device_too(container: Container, parts: Path, tmp_path: Path) -> None:
@@ -164,6 +213,7 @@ def test_a_keeper_that_dies_takes_all_along(container: Container, parts: Path) -
     os.kill(ground.keeper.pid, signal.SIGKILL)
     wait_for_end(ground.process)
     # The kernel has ended processes, mounts and devices; the empty cgroup goes at the next start or stop.
+    wait_for_end(WIRES[-1])
     container.kill()
     assert left(container, parts) == []
     start(container, parts)
@@ -189,6 +239,10 @@ def test_a_reboot_is_the_same_ground_anew(container: Container, parts: Path) -> 
     os.kill(first, signal.SIGUSR1)
     container.console.follow("ready", READY_S, since=mark)
     assert container.pid != first
+    # The network of the one before is gone, and there is another.
+    assert not WIRES[-1].alive()
+    seen(container)
+    assert WIRES[-1].alive()
     assert container.alive()
     assert container.exit_code is None
     assert container.stop(READY_S)

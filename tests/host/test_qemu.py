@@ -36,13 +36,15 @@ def after(words: list[str], option: str) -> list[str]:
     return [words[at + 1] for at, word in enumerate(words) if word == option]
 
 
-def test_the_guest_has_no_network_and_one_disk() -> None:
+def test_the_guest_has_one_card_one_disk_and_no_way_out() -> None:
     words = qemu.arguments(plan())
-    assert after(words, "-nic") == ["none"]
+    assert after(words, "-netdev") == ["user,id=card,restrict=on"]
+    assert "-nic" not in words
     assert "-nodefaults" in words
     devices = after(words, "-device")
     assert [word for word in devices if "net" in word or "blk" in word] == [
-        "virtio-blk-pci,drive=disk,bootindex=0,werror=report,rerror=report"
+        "virtio-blk-pci,drive=disk,bootindex=0,werror=report,rerror=report",
+        "virtio-net-pci,netdev=card,mac=52:54:00:12:34:56,romfile=",
     ]
     assert "virtserialport,chardev=port,name=spine.operator" in devices
     assert "i6300esb" in devices
@@ -67,6 +69,13 @@ def test_what_a_test_asks_for() -> None:
     assert words[-1] == "-S"
     assert len(after(words, "-blockdev")) == 3
     assert after(words, "-accel") == ["kvm"]
+
+
+def test_what_a_test_asks_for_of_the_network() -> None:
+    words = qemu.arguments(plan(forward=((8080, 80), (2222, 22)), outside=True))
+    assert after(words, "-netdev") == [
+        "user,id=card,restrict=off,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=tcp:127.0.0.1:2222-:22"
+    ]
 
 
 def test_a_picture_keeps_its_colours() -> None:

@@ -86,6 +86,8 @@ def test_the_contract() -> None:
     }
     assert found["rooms"] == {}
     assert found["network"] == {"interfaces": ["lo"], "addresses": []}
+    assert found["pssKb"] == {"bay0": 9000, "zygote": 8000}
+    assert found["memory"] == {"totalKiB": 24000}
 
 
 def test_the_page_says_the_same() -> None:
@@ -102,6 +104,8 @@ def test_the_page_says_the_same() -> None:
         "slot-a    tampered: not: root",
         "slot-b    verified\n",
         "esp       pending\n",
+        "9000 KiB",
+        "24000 KiB",
     ):
         assert word in shown
 

@@ -45,7 +45,6 @@ async def main(spine: Spine) -> None:
     threading.Thread(target=ask_builder, args=(spine,), daemon=True).start()
     await freeze(spine)
 """
-CARD = ("-netdev", "user,id=card,restrict=on", "-device", "virtio-net-pci,netdev=card,mac=52:54:00:12:34:56")
 
 
 @pytest.fixture
@@ -207,7 +206,7 @@ def test_the_builder_checks_blocks_and_a_card_is_parked(
     assert writing != manifest
     out = tmp_path / "out"
     build(out, replace={FREEZER: asking.encode(), MANIFEST: writing.encode()}, progress=Progress())
-    live = power_on(Boot.BUILDER, out / "spine.img", extra=CARD)
+    live = power_on(Boot.BUILDER, out / "spine.img")
     facts: dict[str, object] = {}
 
     def told(fact: str) -> bool:

@@ -36,8 +36,16 @@ def callers(name: str) -> set[str]:
     stanzas = manifest().organs
     if not stanzas[name].bus:
         return set()
-    methods = schemas().interfaces[name].methods.values() if name in schemas().interfaces else ()
+    interface = schemas().interfaces.get(name)
+    methods = (*interface.methods.values(), *interface.events.values()) if interface else ()
     allowed = {caller for method in methods for caller in method.callers if caller in stanzas}
+    # A second socket for descriptors, where a method carries some.
+    allowed |= {
+        f"{caller}.fds"
+        for method in methods
+        for caller in method.callers
+        if caller in stanzas and method.beside
+    }
     return allowed | ({layout.TAP} if any(organ.taps for organ in stanzas.values()) else set())
 
 

@@ -39,6 +39,8 @@ def test_status_follows_its_contract(live: Live) -> None:
         assert organ["generation"] >= 1
         assert organ["uptimeS"] >= 0
         assert organ["pssKb"] > 1000
+    parts = [organ["pssKb"] for organ in status["organs"].values()] + list(status["pssKb"].values())
+    assert status["memory"]["totalKiB"] == sum(parts)
     assert status["rooms"] == {}
     assert list(status["checked"]) == ["slot-a", "slot-b", "esp"]
     for checked in status["checked"].values():
@@ -63,7 +65,7 @@ def test_a_link_that_appears_is_parked(container: Live) -> None:
     pair = [
         "link",
         "add",
-        "eth0",
+        "late0",
         "up",
         "address",
         "02:00:00:00:00:01",
@@ -71,7 +73,7 @@ def test_a_link_that_appears_is_parked(container: Live) -> None:
         "veth",
         "peer",
         "name",
-        "eth1",
+        "late1",
     ]
     subprocess.run([*enter, *pair], check=True)
 
@@ -80,15 +82,15 @@ def test_a_link_that_appears_is_parked(container: Live) -> None:
         assert isinstance(found, list)
         return {link["name"]: (link["mac"], link["state"]) for link in found}
 
-    within("both ends parked", lambda: {"eth0", "eth1"} <= links().keys())
-    assert links()["eth0"] == ("02:00:00:00:00:01", "parked")
+    within("both ends parked", lambda: {"late0", "late1"} <= links().keys())
+    assert links()["late0"] == ("02:00:00:00:00:01", "parked")
     status = subprocess.run([*enter, "-br", "link"], capture_output=True, text=True, check=True).stdout
     assert [line.split()[:2] for line in status.splitlines()] == [["lo", "DOWN"]]
     # Another incarnation finds them where they were left.
     before = container.table()["netroom"]
     container.probe("kill", "netroom", 9)
     within("netroom restarted", lambda: container.restarted("netroom", before))
-    assert {"eth0", "eth1"} <= links().keys()
+    assert {"late0", "late1"} <= links().keys()
 
 
 def test_a_line_put_is_got_listed_and_deleted(live: Live) -> None:
@@ -170,6 +172,13 @@ def test_a_method_not_for_the_operator_is_refused_by_name(live: Live) -> None:
             port.call_raw(unknown, b"")
         assert refused.value.failure.code is Code.UNKNOWN_METHOD
         assert port.call("gate.usage", {"persona": "linda"})
+
+
+def test_a_person_is_told_what_is_not_for_the_operator(live: Live) -> None:
+    words = ("call", f"--{live.kind}", "--json", "freezer.hushed", "room=linda", "epoch=1")
+    error = json.loads(spine(*words, code=5))["error"]
+    assert error["code"] == "forbidden"
+    assert error["why"] == "freezer.hushed is not for the operator"
 
 
 def raw_port(live: Live) -> socket.socket:

@@ -8,13 +8,14 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from organs.kernel import netlink, network
-from organs.kernel.netlink import Answer, Garbled, Link, Message
+from organs.kernel.netlink import Address, Answer, Garbled, Link, Message
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -25,11 +26,16 @@ def attribute(kind: int, value: bytes) -> bytes:
 def link_message(link: Link, sequence: int, others: list[tuple[int, bytes]]) -> bytes:
     """A link as the kernel tells of it, with attributes that nobody here reads around it."""
     flags = netlink.IFF_UP * link.up | netlink.IFF_LOOPBACK * link.loopback
-    body = struct.pack("=BxHiII", 0, 1, link.index, flags, 0)
+    body = struct.pack("=BxHiII", 0, 1 if link.ethernet else 772, link.index, flags, 0)
     body += b"".join(attribute(kind, value) for kind, value in others)
     body += attribute(netlink.IFLA_IFNAME, link.name.encode() + b"\0")
     if link.mac:
         body += attribute(netlink.IFLA_ADDRESS, link.mac)
+    if link.kind:
+        kind = attribute(netlink.IFLA_INFO_KIND, link.kind.encode())
+        body += attribute(netlink.IFLA_LINKINFO, kind + attribute(netlink.IFLA_INFO_DATA, b"abcd"))
+    if link.below:
+        body += attribute(netlink.IFLA_LINK, struct.pack("=I", link.below))
     return struct.pack("=IHHII", 16 + len(body), netlink.RTM_NEWLINK, 2, sequence, 0) + body
 
 
@@ -40,6 +46,9 @@ LINKS = st.builds(
     mac=st.binary(min_size=6, max_size=6) | st.just(b""),
     up=st.booleans(),
     loopback=st.booleans(),
+    ethernet=st.booleans(),
+    kind=st.sampled_from(["", "veth", "macvlan"]),
+    below=st.integers(0, 2**31 - 1),
 )
 OTHERS = st.lists(st.tuples(st.integers(100, 200), st.binary(max_size=40)), max_size=4)
 
@@ -71,6 +80,38 @@ def test_a_changed_datagram_is_messages_or_garbled(link: Link, data: st.DataObje
 def test_what_cannot_be_a_name_is_not_sent(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be the name"):
         netlink.move(1, 2, 3, name)
+    with pytest.raises(ValueError, match="cannot be the name"):
+        netlink.add_macvlan(1, 2, 3, name, bytes(6))
+
+
+def test_what_cannot_be_a_hardware_address_is_not_sent() -> None:
+    with pytest.raises(ValueError, match="cannot be a hardware address"):
+        netlink.add_macvlan(1, 2, 3, "eth0", bytes(5))
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 2**31 - 1),
+    st.ip_addresses(v=4),
+    st.integers(0, 32),
+    st.binary(min_size=1, max_size=8),
+)
+def test_an_address_is_read_as_the_kernel_tells_it(
+    number: int, index: int, address: IPv4Address, length: int, label: bytes
+) -> None:
+    body = struct.pack("=BBBBI", socket.AF_INET, length, 0x80, 0, index)
+    body += attribute(netlink.IFA_ADDRESS, address.packed) + attribute(netlink.IFA_LOCAL, address.packed)
+    body += attribute(3, label)
+    datagram = struct.pack("=IHHII", 16 + len(body), netlink.RTM_NEWADDR, 2, number, 0) + body
+    told = Address(index, IPv4Interface(f"{address}/{length}"))
+    assert netlink.messages(datagram + bytes(-len(datagram) % 4)) == [Message(number, False, told)]
+
+
+@pytest.mark.parametrize(("length", "packed"), [(33, b"\x0a\0\0\1"), (24, b"\x0a\0\0"), (24, b"")])
+def test_what_is_no_address_is_garbled(length: int, packed: bytes) -> None:
+    body = struct.pack("=BBBBI", socket.AF_INET, length, 0, 0, 1) + attribute(netlink.IFA_LOCAL, packed)
+    with pytest.raises(Garbled):
+        netlink.messages(struct.pack("=IHHII", 16 + len(body), netlink.RTM_NEWADDR, 2, 1, 0) + body)
 
 
 def test_a_verdict() -> None:
@@ -117,6 +158,63 @@ def test_links_of_a_namespace(namespace: int) -> None:
             links.take_down("one", by_name["one"].index)
     finally:
         os.close(other)
+
+
+@pytest.mark.container
+def test_a_link_above_another_with_an_address_and_a_route(namespace: int) -> None:
+    """What we ask of the kernel, in the words of `ip`."""
+    below = netlink.through(network.netlink_in(namespace))
+    ip(namespace, "link", "add", "card", "type", "veth", "peer", "name", "far")
+    card = next(link for link in below.links() if link.name == "card")
+    other = network.new_namespace()
+    try:
+        inside = netlink.through(network.netlink_in(other))
+        below.add_macvlan(card.index, other, "eth0", bytes.fromhex("020000000009"))
+        made = next(link for link in inside.links() if link.name == "eth0")
+        assert (made.kind, made.below, made.up) == ("macvlan", card.index, False)
+        assert made.mac == bytes.fromhex("020000000009")
+        details = ip(other, "-details", "link", "show", "eth0")
+        assert "macvlan mode private" in details
+        with pytest.raises(OSError, match="unable to add a macvlan eth0: File exists"):
+            below.add_macvlan(card.index, other, "eth0", bytes.fromhex("02000000000a"))
+        for name in ("card", "far"):
+            below.bring_up(name, next(link.index for link in below.links() if link.name == name))
+        inside.without_own_address("eth0", made.index)
+        inside.bring_up("eth0", made.index)
+        interface = IPv4Interface("10.0.0.5/24")
+        inside.set_address("eth0", made.index, interface)
+        inside.set_address("eth0", made.index, interface)
+        inside.set_default_route("eth0", made.index, IPv4Address("10.0.0.1"), interface.ip)
+        assert inside.addresses(made.index) == [Address(made.index, interface)]
+        # The kernel adds `linkdown` while it has not looked at the far end yet.
+        assert "default via 10.0.0.1 dev eth0 proto dhcp src 10.0.0.5 onlink" in ip(other, "route")
+        assert "brd 10.0.0.255" in ip(other, "address")
+        # Another address: the first one goes, and its routes with it.
+        alone = IPv4Interface("192.168.7.7/32")
+        inside.set_address("eth0", made.index, alone)
+        assert inside.addresses(made.index) == [Address(made.index, alone)]
+        assert ip(other, "route") == ""
+        # A router beyond the network of a single address is reached all the same.
+        inside.set_default_route("eth0", made.index, IPv4Address("10.9.9.9"), alone.ip)
+        assert "10.9.9.9" in ip(other, "route", "get", "8.8.8.8")
+        inside.take_down("eth0", made.index)
+        assert ip(other, "route") == ""
+        inside.drop_addresses("eth0", made.index)
+        assert inside.addresses(made.index) == []
+        inside.remove_link("eth0", made.index)
+        assert {link.name for link in inside.links()} == {"lo"}
+    finally:
+        os.close(other)
+
+
+@pytest.mark.container
+def test_what_another_holder_left_unread_is_not_an_answer(namespace: int) -> None:
+    kept = network.netlink_in(namespace)
+    killed = netlink.through(os.dup(kept))
+    # It asks with the number that the next one begins with, and is gone before it reads: a refusal waits.
+    killed._socket.send(netlink.take_down(1, 12345))
+    killed.close()
+    assert [link.name for link in netlink.through(kept).links()] == ["lo"]
 
 
 @pytest.mark.container

@@ -21,7 +21,17 @@ from hypothesis import strategies as st
 
 from organs.kernel import bpf
 from organs.kernel.numbers import NAMES, NUMBERS
-from organs.kernel.syscalls import ABRUPT, GROUPS, NOT_ON_THE_BUS, SELF, Check, granted
+from organs.kernel.syscalls import (
+    ABRUPT,
+    ENOSYS,
+    GROUPS,
+    NOT_ON_THE_BUS,
+    ROOM,
+    ROOM_NETWORK,
+    SELF,
+    Check,
+    granted,
+)
 from organs.manifest import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +42,9 @@ SETS = [
     (),
     *((group,) for group in GROUPS),
     ("base", "memory", "threads", "clock", "wait", "descriptors", "bus", "files-read"),
-    tuple(GROUPS),
+    (ROOM, ROOM_NETWORK),
+    tuple(sorted(load(str(ROOT / "organs/manifest.toml")).organs["builder"].syscalls)),
+    tuple(sorted(GROUPS)),
 ]
 
 
@@ -64,21 +76,23 @@ def holds(check: Check, arguments: tuple[int, ...]) -> bool:
     if check.wide and value >> 32:
         return False
     allowed = {PID if allowed == SELF else allowed for allowed in check.values}
-    return value & 0xFFFF_FFFF & check.mask in allowed
+    return (value & 0xFFFF_FFFF & check.mask in allowed) != check.other
 
 
 def wanted(groups: tuple[str, ...], number: int, arguments: tuple[int, ...]) -> int:
     """What the table says, read without the generator."""
     name = NAMES.get(number)
+    errors = [error for group in groups if (error := GROUPS[group].rest) is not None]
+    default = bpf.ERRNO | errors[0] if errors else bpf.TRAP
     if name is None:
-        return bpf.KILL_PROCESS if not 0 <= number < 0x4000_0000 else bpf.TRAP
+        return bpf.KILL_PROCESS if not 0 <= number < 0x4000_0000 else default
     rules = [rule for group in groups for rule in GROUPS[group].rules if rule.name == name]
     for rule in rules:
         if rule.checks is not None and all(holds(check, arguments) for check in rule.checks):
             return bpf.ALLOW
     if rules:
         return bpf.TRAP if rules[0].refusal is None else bpf.ERRNO | rules[0].refusal
-    return bpf.KILL_PROCESS if name in ABRUPT else bpf.TRAP
+    return bpf.KILL_PROCESS if name in ABRUPT and not errors else default
 
 
 @cache
@@ -129,7 +143,8 @@ def test_a_program_only_jumps_forward_and_always_ends() -> None:
     for groups in SETS:
         lines = program(groups)
         assert len(lines) <= bpf.INSTRUCTIONS_MAX
-        assert lines[-1] == bpf.Instruction(bpf.RET_K, 0, 0, bpf.TRAP)
+        last = bpf.TRAP if ROOM not in groups else bpf.ERRNO | ENOSYS
+        assert lines[-1] == bpf.Instruction(bpf.RET_K, 0, 0, last)
         for at, line in enumerate(lines):
             if line.code in (bpf.JEQ_K, bpf.JGE_K):
                 assert at + 1 + max(line.if_true, line.if_false) < len(lines)
@@ -163,7 +178,8 @@ def test_no_group_of_the_bus_grants_what_only_an_intruder_would_try() -> None:
 
 def test_groups_agree_on_how_a_call_is_refused() -> None:
     refusals: dict[str, set[int | None]] = {}
-    for group in GROUPS.values():
+    # A room's programs are answered; who makes rooms has their group and no group of the bus.
+    for group in (GROUPS[name] for name in GROUPS.keys() - NOT_ON_THE_BUS):
         for rule in group.rules:
             if rule.checks != ():
                 refusals.setdefault(rule.name, set()).add(rule.refusal)

@@ -209,30 +209,32 @@ def test_a_lock_is_made_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @contextmanager
-def room(name: str, where: Path) -> Iterator[int]:
+def room(name: str, where: Path, *, session: bool = True) -> Iterator[int]:
     """The persona's own files in a room of the test's; our end of its console.
 
     Its first process is process 1 and uid 0 of a user namespace, with no power but the one to enter the room.
+    `session`: the console is the terminal of its session, as the spine has it.
     """
     built = building.build(name, quiet(), out=where)
     inside = where / "room"
     subprocess.run(["unsquashfs", "-q", "-d", inside, built.path], check=True, capture_output=True)
-    for node in ("null", "console"):
+    for node in ("null", "tty", "console"):
         (inside / "dev" / node).touch()
     ours, console = pty.openpty()
     enter = " && ".join(
         (
             f"{inside}/bin/busybox ip link set lo up",
             f"mount -t proc proc {inside}/proc",
-            f"mount --bind /dev/null {inside}/dev/null",
+            *(f"mount --bind /dev/{node} {inside}/dev/{node}" for node in ("null", "tty")),
             f"mount --bind {os.ttyname(console)} {inside}/dev/console",
-            "exec setpriv --no-new-privs --bounding-set=-all,+sys_chroot --inh-caps=-all "
+            f"exec {'setsid --ctty ' if session else ''}"
+            "setpriv --no-new-privs --bounding-set=-all,+sys_chroot --inh-caps=-all "
             f"chroot {inside} {' '.join(built.persona.init)}",
         )
     )
     spaces = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--net"]
     with subprocess.Popen(
-        ["unshare", *spaces, "sh", "-c", enter], stdin=subprocess.DEVNULL, stdout=console, stderr=console
+        ["unshare", *spaces, "sh", "-c", enter], stdin=console, stdout=console, stderr=console
     ) as child:
         try:
             yield ours
@@ -245,8 +247,9 @@ def room(name: str, where: Path) -> Iterator[int]:
 
 @pytest.mark.container
 @pytest.mark.usefixtures("key")
-def test_the_first_process_keeps_a_shell_and_takes_in_orphans(tmp_path: Path) -> None:
-    with room("linda", tmp_path) as console:
+@pytest.mark.parametrize("session", [True, False])
+def test_the_first_process_keeps_a_shell_and_takes_in_orphans(tmp_path: Path, session: bool) -> None:
+    with room("linda", tmp_path, session=session) as console:
         os.write(console, b"(sleep 0.1 &) ; echo first $$; exit\n")
         _until(console, b"\nfirst ", 1)
         # The shell ended; there is another one, and the orphan is not left as a zombie.
@@ -256,6 +259,13 @@ def test_the_first_process_keeps_a_shell_and_takes_in_orphans(tmp_path: Path) ->
         said = _until(console, b"code 3", 1)
         assert b"/dev/console" in said
         assert b"umbilical: status: /run/umbilical cannot be reached" in said
+        assert b"job control turned off" not in said
+        os.write(console, b"echo so far; sleep 1000\n")
+        _until(console, b"\nso far", 1)
+        time.sleep(0.2)  # until the sleep has begun; ctrl-C before that would only end the line
+        os.write(console, b"\x03")
+        os.write(console, b"echo on it goes\n")
+        _until(console, b"\non it goes", 1)
 
 
 @pytest.mark.container

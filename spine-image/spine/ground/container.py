@@ -34,6 +34,8 @@ KILL_S = 10.0
 # The gate's filesystem, made here when no disk image was built.
 PERSIST_BYTES = 64 * 1024 * 1024
 GATE_UID = 2001
+# The personas' partition, as large as on the disk. All zeros is an empty one.
+PERSONAS_BYTES = 64 * 1024 * 1024
 
 SLOTS = ("slot-a", "slot-b")
 
@@ -76,6 +78,11 @@ class Container:
         return ground.process.pid
 
     @property
+    def personas(self) -> Path:
+        """The partition of the personas."""
+        return self.directory / "personas.img"
+
+    @property
     def sockets(self) -> Path:
         """The directory of `port.sock`; made when it is not there."""
         if self._sockets is None:
@@ -104,6 +111,12 @@ class Container:
         return ground.missing if ground else ()
 
     @property
+    def wire(self) -> int | None:
+        """The process that is its network, in whose namespace the router is; None where there is none."""
+        ground = state.read(self.directory)
+        return ground.wire.pid if ground and ground.wire else None
+
+    @property
     def exit_code(self) -> int | None:
         """How bay0 ended for good: 0 power-off, 70 panic, below 0 a signal; None while it runs or reboots."""
         return state.ended(self.directory)
@@ -111,8 +124,8 @@ class Container:
     def provision(self, out: Path, *, fresh: bool = False) -> tuple[Path, Path, Path | None]:
         """The files to start from, out of what was built: root, persist, and the ESP when there is a disk.
 
-        `persist` is kept from the last time unless `fresh`; the ESP is as the machine's disk was built. Not
-        while it runs. SpineError (3) when nothing was built.
+        `persist` and the personas are kept from the last time unless `fresh`; the ESP is as the machine's
+        disk was built. Not while it runs. SpineError (3) when nothing was built.
         """
         paths.private(self.directory)
         root, image = out / "root.squashfs", out / "spine.img"
@@ -122,6 +135,8 @@ class Container:
             )
         persist, esp = self.directory / "persist.img", self.directory / "esp.img"
         table = gpt.read(image) if image.is_file() else {}
+        if fresh:
+            self.personas.unlink(missing_ok=True)
         if fresh or not persist.is_file():
             if "persist" in table:
                 disk.extract(image, table["persist"], persist)
@@ -169,6 +184,9 @@ class Container:
         self.clean()
         paths.private(self.directory)
         (self.directory / "root").mkdir(exist_ok=True)
+        if not self.personas.is_file():
+            with open(self.personas, "wb") as empty:
+                empty.truncate(PERSONAS_BYTES)
         (self.directory / state.ENDED_FILE).unlink(missing_ok=True)
         self.console.path.write_bytes(b"")
         plan = keeper.Plan(
@@ -177,6 +195,7 @@ class Container:
             cgroup=self.cgroup,
             root=str(root.absolute()),
             persist=str(persist.absolute()),
+            personas=str(self.personas.absolute()),
             esp=str(esp.absolute()) if esp else None,
             missing=[*NEVER_HERE, *([] if esp else ["esp"]), *(name for name in SLOTS if name not in slots)],
             read_only={name: str(path.absolute()) for name, path in slots.items()},
@@ -184,7 +203,7 @@ class Container:
         )
         file = self.directory / "plan.json"
         file.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(paths.ROOT / "spine-image")])}
+        environment = {**os.environ, "PYTHONPATH": f"{paths.ROOT / 'spine-image'}:{paths.ROOT}"}
         with open(self.directory / "keeper.log", "wb") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "spine.ground.keeper", str(file)],

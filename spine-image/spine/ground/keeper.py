@@ -3,16 +3,18 @@
 Run by container.py as a process of its own (`python -m spine.ground.keeper PLAN`); needs root. It makes the
 cgroup, the loop devices and the listening socket of the operator's port, forks the process that becomes
 bay0, writes `state.json`, waits, cleans up and writes `ended.json`. Every mount is in the container's own
-mount namespace, the loop devices end with their last user, and bay0 dies with the keeper: so whatever ends
-first, only an empty cgroup and some files can be left, and the next `boot` or `stop` removes those. What
-fails is its last line on stderr.
+mount namespace, the loop devices end with their last user, and bay0 and its network (wire.py) die with the
+keeper: so whatever ends first, only an empty cgroup and some files can be left, and the next `boot` or `stop`
+removes those. What fails is its last line on stderr; a network that this host cannot make is only missing.
 """
 
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +32,9 @@ EXIT_REBOOT = 3
 EXIT_NOT_STARTED = 127
 # Killed processes are gone within milliseconds; a device that hangs may hold one.
 REMOVE_S = 10.0
+# An interpreter's start and a few calls: a tenth of a second.
+WIRE_S = 10.0
+WIRE_MISSING = "network"
 # Nodes every program may expect. bay0 adds what it wants itself.
 NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9))
 
@@ -43,6 +48,7 @@ class Plan:
     cgroup: str
     root: str
     persist: str
+    personas: str
     esp: str | None
     missing: list[str]
     # Partitions of the disk that are read and never written, by name.
@@ -59,7 +65,10 @@ def main(plan: Plan) -> int:
         signal.signal(number, signal.SIG_IGN)
     where = Path(plan.directory)
     root, _root_fd = calls.loop(plan.root, read_only=True)
-    devices = {"persist": calls.loop(plan.persist, read_only=False)}
+    devices = {
+        name: calls.loop(path, read_only=False)
+        for name, path in (("persist", plan.persist), ("personas", plan.personas))
+    }
     if plan.esp is not None:
         devices["esp"] = calls.loop(plan.esp, read_only=False)
     for name, path in plan.read_only.items():
@@ -78,6 +87,7 @@ def main(plan: Plan) -> int:
             group = cgroups.make(plan.cgroup)
             bay0, go = _spawn(plan, root, nodes, group, listener.fileno(), console)
             process = state.Process.of(bay0)
+            wire = _wire(bay0)
             if process is not None:
                 state.write(
                     where,
@@ -87,13 +97,17 @@ def main(plan: Plan) -> int:
                         disk=Path(plan.persist),
                         port=port,
                         console=where / "console.log",
-                        missing=tuple(plan.missing),
+                        missing=(*plan.missing, *([] if wire else [WIRE_MISSING])),
                         keeper=me,
+                        wire=state.Process.of(wire.pid) if wire else None,
                     ),
                 )
             os.write(go, b"g")
             _, status = os.waitpid(bay0, 0)
             os.close(go)
+            if wire is not None:
+                wire.kill()
+                wire.wait()
             cgroups.remove(group, REMOVE_S)
             code = os.waitstatus_to_exitcode(status)
             if code != EXIT_REBOOT:
@@ -103,6 +117,27 @@ def main(plan: Plan) -> int:
     finally:
         state.forget(where)
         port.unlink(missing_ok=True)
+
+
+def _wire(bay0: int) -> subprocess.Popen[bytes] | None:
+    """A network for the namespace that PID 1 is in; None where this host makes none, which it says."""
+    namespace = os.open(f"/proc/{bay0}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        wire = subprocess.Popen(
+            [sys.executable, "-P", "-m", "spine.ground.wire", str(namespace), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            pass_fds=[namespace],
+        )
+    finally:
+        os.close(namespace)
+    assert wire.stdout is not None
+    with wire.stdout as said:
+        if select.select([said], [], [], WIRE_S)[0] and said.readline():
+            return wire
+    wire.kill()
+    wire.wait()
+    return None
 
 
 def _spawn(

@@ -1,10 +1,11 @@
 """The machine: the real image in QEMU, under UEFI.
 
 `Machine` is one QEMU process with its files in one directory; the one that `./spine boot` starts lives in
-the state directory, tests have their own elsewhere, side by side. Touches that directory, a socket
-directory and the processes it starts. The guest has no network card, and QEMU offers it nothing of the host
-but the disk, the port and random bytes. Every wait has a deadline; what fails says how far the boot came
-and shows the last lines.
+the state directory, tests have their own elsewhere, side by side. Touches that directory, a socket directory
+and the processes it starts. The guest has one network card, behind which QEMU plays a small network with a
+DHCP server; nothing leads from there to the host or further, unless it was asked for. Else QEMU offers it
+nothing of the host but the disk, the port and random bytes. Every wait has a deadline; what fails says how
+far the boot came and shows the last lines.
 """
 
 import contextlib
@@ -45,6 +46,8 @@ FIRMWARE = (
 )
 
 DISK_NODE = "disk"
+# Of QEMU's own range, and the same each time, so that a test knows the card.
+CARD_MAC = "52:54:00:12:34:56"
 Blockdev = Mapping[str, object]
 
 
@@ -64,6 +67,11 @@ class Plan:
     cpus: int = CPUS
     no_reboot: bool = False
     display: bool = False
+    # TCP ports of the host's loopback and the guest's ports that they lead to. The guest's address is the one
+    # that QEMU's DHCP server gives out first.
+    forward: tuple[tuple[int, int], ...] = ()
+    # Whether the guest reaches what the host reaches, the host's own services among it.
+    outside: bool = False
     # What stands in for the plain disk; the node named `DISK_NODE` is what the guest sees.
     blockdevs: tuple[Blockdev, ...] = ()
     extra: tuple[str, ...] = ()
@@ -95,7 +103,10 @@ def arguments(plan: Plan) -> list[str]:
     words += ["-device", "i6300esb", "-action", "watchdog=reset"]
     words += ["-object", "rng-random,id=random,filename=/dev/urandom"]
     words += ["-device", "virtio-rng-pci,rng=random"]
-    words += ["-nic", "none", "-pidfile", str(plan.pidfile)]
+    words += ["-netdev", _network(plan)]
+    # Without a ROM: nothing is to be booted from the network.
+    words += ["-device", f"virtio-net-pci,netdev=card,mac={CARD_MAC},romfile="]
+    words += ["-pidfile", str(plan.pidfile)]
     if plan.display:
         words += ["-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci"]
     if plan.no_reboot:
@@ -159,13 +170,16 @@ class Machine:
         no_reboot: bool = False,
         display: bool = False,
         memory_mib: int = MEMORY_MIB,
+        forward: Sequence[tuple[int, int]] = (),
+        outside: bool = False,
         extra: Sequence[str] = (),
     ) -> None:
         """Power on; returns when QEMU answers, long before the guest does.
 
         `disk` is written to. `variables` are the firmware's (a new copy of its own when not given).
         `blockdevs` replace the plain disk: nodes in the order of their making, the guest's named `DISK_NODE`.
-        `no_reboot` makes a reset end QEMU. SpineError: QEMU or its firmware is missing, or it ended at once.
+        `no_reboot` makes a reset end QEMU. `forward` leads ports of the host's loopback to the guest's,
+        `outside` lets the guest out. SpineError: QEMU or its firmware is missing, or it ended at once.
         """
         if self.alive():
             raise SpineError(
@@ -190,6 +204,8 @@ class Machine:
             memory_mib=memory_mib,
             no_reboot=no_reboot,
             display=display,
+            forward=tuple(forward),
+            outside=outside,
             blockdevs=tuple(blockdevs),
             extra=tuple(extra),
         )
@@ -384,6 +400,12 @@ def _file_node(name: str, path: Path, *, read_only: bool = False, discard: str =
         "discard": discard,
         "file": {"driver": "file", "filename": str(path), "read-only": read_only, "discard": discard},
     }
+
+
+def _network(plan: Plan) -> str:
+    """QEMU's network behind the card. `restrict` closes it towards the host and all beyond."""
+    words = ["user", "id=card", f"restrict={'off' if plan.outside else 'on'}"]
+    return ",".join([*words, *(f"hostfwd=tcp:127.0.0.1:{here}-:{there}" for here, there in plan.forward)])
 
 
 def _socket_chardev(name: str, path: Path) -> list[str]:

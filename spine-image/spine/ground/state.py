@@ -47,7 +47,9 @@ class Process:
 
 @dataclass(frozen=True)
 class Ground:
-    """A running ground. `process` is QEMU's or bay0's; `keeper` watches bay0 (container only)."""
+    """A running ground. `process` is QEMU's or bay0's. A container has a `keeper`, which watches bay0, and
+    a `wire`, which is its network, where the host can make one.
+    """
 
     kind: str
     process: Process
@@ -57,6 +59,7 @@ class Ground:
     accel: str = ""
     missing: tuple[str, ...] = ()
     keeper: Process | None = None
+    wire: Process | None = None
 
 
 def directory(kind: str) -> Path:
@@ -78,7 +81,6 @@ def read(where: Path) -> Ground | None:
     """The ground that runs out of this directory, or None."""
     try:
         found = json.loads((where / FILE).read_text(encoding="utf-8"))
-        keeper = found["keeper"]
         ground = Ground(
             kind=str(found["kind"]),
             process=Process(int(found["process"]["pid"]), int(found["process"]["start"])),
@@ -87,11 +89,17 @@ def read(where: Path) -> Ground | None:
             console=Path(found["console"]),
             accel=str(found["accel"]),
             missing=tuple(map(str, found["missing"])),
-            keeper=Process(int(keeper["pid"]), int(keeper["start"])) if keeper else None,
+            keeper=_process(found["keeper"]),
+            wire=_process(found["wire"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return ground if ground.process.alive() else None
+
+
+def _process(found: dict[str, object] | None) -> Process | None:
+    """As it was written. KeyError, TypeError, ValueError when it was not."""
+    return Process(int(str(found["pid"])), int(str(found["start"]))) if found else None
 
 
 def ended(where: Path) -> int | None:

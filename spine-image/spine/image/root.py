@@ -118,8 +118,8 @@ def make_root(
     _write(tree / SPINE / "manifest.toml", production_manifest(manifest) if facts.production else manifest)
     _write(tree / SPINE / "schemas.cgr", (compiled / "schemas.cgr").read_bytes())
     pairs = json.loads((compiled / "switchboard.json").read_bytes())
-    kept = [pair for pair in pairs["pairs"] if not out & set(pair)]
-    _write(tree / SPINE / "switchboard.json", _json({**pairs, "pairs": kept}))
+    kept = {kind: [pair for pair in found if not out & set(pair)] for kind, found in pairs.items()}
+    _write(tree / SPINE / "switchboard.json", _json(kept))
     _write(tree / SPINE / "release.json", _json(facts.release()))
     _write(tree / SPINE / "release.pub", facts.public_key.hex().encode() + b"\n")
     _write(tree / SPINE / "persona-keys", facts.persona_key.hex().encode() + b"\n")

@@ -96,6 +96,8 @@ def document(
         "version": boot.get("version"),
         "image": boot.get("image"),
         "pssKb": {name: pss[name] for name in ("bay0", "zygote") if name in pss},
+        # All of the spine's processes. A page that several share counts in parts: the sum is what they take.
+        "memory": {"totalKiB": sum(int(_number(kib)) for kib in pss.values())},
     }
 
 
@@ -125,6 +127,10 @@ def page(found: Mapping[str, object]) -> str:
         lines.append(
             f"{name:<12}{organ['state']!s:<10}{organ['pid']!s:>6}{organ['generation']!s:>12}{up:>10}{memory:>12}"
         )
+    for name, kib in _object(found["pssKb"]).items():
+        lines.append(f"{name:<50}{f'{kib} KiB':>12}")
+    total = f"{_object(found['memory'])['totalKiB']} KiB"
+    lines.append(f"{'in all, pages that are shared counted once':<50}{total:>12}")
     return "\n".join(lines) + "\n"
 
 

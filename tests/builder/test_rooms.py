@@ -1,0 +1,217 @@
+"""Rooms on this kernel: how they are born, what is done in them, what is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from organs.builder.protocol import Refusal, Refused, Room, Started
+from organs.builder.verdict import IDS, UID_BASE
+from organs.kernel import peers
+from tests.builder.household import (
+    BUSYBOX,
+    CGROUPS,
+    WRITABLE,
+    Household,
+    opened,
+    shown,
+    tree,
+    whole,
+    within,
+)
+from tests.builder.test_builder import loop_of, until_gone
+
+pytestmark = [
+    pytest.mark.container,
+    pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox-static is not installed"),
+]
+
+
+@pytest.fixture(name="house")
+def _house(tmp_path: Path) -> Iterator[Household]:
+    house = Household(tmp_path, tmp_path.name[-8:])
+    try:
+        house.freezer.start()
+        yield house
+    finally:
+        house.close()
+
+
+@pytest.fixture(name="image", scope="module")
+def _image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One image for all; each room of it has its own device."""
+    folder = tmp_path_factory.mktemp("persona")
+    maker = Household(folder, "maker")
+    yield maker.image(tree(folder / "root"), "-all-root")
+    maker.close()
+
+
+@pytest.mark.proves("INV-ROOM-1")
+def test_a_room_is_born_frozen_and_begins_when_it_is_thawed(house: Household, image: Path) -> None:
+    room = house.room(
+        image, "linda", init=("/bin/sh", "-c", "echo begun $$ $*; exec sleep 1000", "sh", "a b")
+    )
+    assert "frozen 1" in (room.home / "cgroup.events").read_text()
+    # What the kernel itself did to fork is all there is, and it stays so.
+    before = room.cpu()
+    house.freezer.ask(Room(**_nothing(house)))
+    assert room.cpu() == before
+    assert room.pids() == [room.pid]
+    os.set_blocking(room.holds["console"], False)
+    with pytest.raises(BlockingIOError):
+        os.read(room.holds["console"], 1)
+    room.freeze(False)
+    assert "begun 1 a b" in room.console("begun 1 a b")
+
+
+def _nothing(house: Household) -> dict[str, Any]:
+    """A room that is refused: a turn of the builder's loop."""
+    return {
+        **house.freezer.head(),
+        "name": "",
+        "hostname": "",
+        "uid_base": 0,
+        "init": (),
+        "writable_bytes": 0,
+        "network": False,
+        "console": False,
+    }
+
+
+@pytest.mark.proves("INV-ROOM-1")
+def test_a_cgroup_that_was_not_told_to_freeze_is_refused(house: Household, image: Path) -> None:
+    home = house.home("linda", frozen=False)
+    assert "not told to freeze" in house.refused(Refusal.INVALID, image, home=home)
+
+
+def test_an_executed_command_says_how_it_ended(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    done = house.run(room, "sh", "-c", "cat; echo oops >&2; exit 7", feed=b"fed\n")
+    assert (done.ending, done.out, done.err) == ("exit 7", "fed\n", "oops\n")
+    assert house.run(room, "/bin/sh", "-c", "kill -9 $$").ending == "signal 9"
+    missing = house.run(room, "nothing")
+    assert (missing.ending, missing.err) == ("exit 127", "nothing: No such file or directory\n")
+    refused = house.run(room, "/etc/passwd")
+    assert (refused.ending, refused.err) == ("exit 126", "/etc/passwd: Permission denied\n")
+    assert house.run(room, "sh", "-c", "echo $MY $HOME", environment=["MY=own"]).out == "own /root\n"
+
+
+def test_a_command_in_a_frozen_room_waits_with_it(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    room.freeze(True)
+    out, outward = os.pipe()
+    status, telling = os.pipe()
+    null = os.open("/dev/null", os.O_RDWR)
+    answer = house.start(room, "sh", "-c", "echo ran", standard=(null, outward, outward), status=telling)
+    assert isinstance(answer, Started)
+    for fd in (outward, telling, null):
+        os.close(fd)
+    within("frozen", lambda: "frozen 1" in (room.home / "cgroup.events").read_text())
+    assert answer.pid in room.pids()
+    os.set_blocking(out, False)
+    with pytest.raises(BlockingIOError):
+        os.read(out, 1)
+    os.set_blocking(out, True)
+    room.freeze(False)
+    assert (whole(out), whole(status)) == ("ran\n", "exit 0\n")
+
+
+def test_a_command_gets_a_terminal(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    master, slave = os.openpty()
+    status, telling = os.pipe()
+    answer = house.start(
+        room,
+        "sh",
+        "-c",
+        "read x </dev/tty; echo got $x",
+        standard=(slave,) * 3,
+        status=telling,
+        terminal=True,
+    )
+    assert isinstance(answer, Started)
+    os.close(slave)
+    os.close(telling)
+    os.write(master, b"typed\n")
+    assert "got typed" in shown(master, "got typed")
+    assert whole(status) == "exit 0\n"
+    os.close(master)
+
+
+def test_a_room_that_has_ended_or_not_begun_takes_no_command(house: Household, image: Path) -> None:
+    room = house.room(image, "linda")
+    null = os.open("/dev/null", os.O_RDWR)
+    answer = house.start(room, "true", standard=(null,) * 3, status=null)
+    assert isinstance(answer, Refused)
+    assert (answer.why, answer.reason) == (Refusal.UNKNOWN, "the room has not begun")
+    os.kill(room.pid, signal.SIGKILL)
+    within("dead", lambda: "populated 0" in (room.home / "cgroup.events").read_text())
+    answer = house.start(room, "true", standard=(null,) * 3, status=null)
+    assert isinstance(answer, Refused)
+    assert (answer.why, answer.reason) == (Refusal.UNKNOWN, "the room has no first process")
+    os.close(null)
+
+
+def test_the_umbilical_is_reached_from_inside_and_known_from_outside(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda", 3)
+    for fresh in (False, True):
+        each = house.listen(room) if fresh else socket.socket(fileno=room.holds["listener"])
+        status, telling = os.pipe()
+        null = os.open("/dev/null", os.O_RDWR)
+        words = ("probe", "connect", "/run/umbilical", "hello")
+        answer = house.start(room, *words, standard=(null,) * 3, status=telling)
+        assert isinstance(answer, Started)
+        os.close(telling)
+        each.settimeout(30)
+        peer, _ = each.accept()
+        with peer:
+            assert peer.recv(5) == b"hello"
+            pid, uid, gid = peers.credentials(peer)
+            assert (pid, uid, gid) == (answer.pid, UID_BASE + 3 * IDS, UID_BASE + 3 * IDS)
+            assert peers.cgroup_id(peer, str(CGROUPS)) == room.home.stat().st_ino
+            peer.send(b"!")
+        assert whole(status) == "exit 0\n"
+        os.close(null)
+        each.close()
+
+
+def test_a_builder_that_was_killed_finds_the_room_again(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    house.freezer.end()
+    assert room.pid in room.pids()
+    house.freezer.start()
+    assert house.out(room, "echo still here") == "still here\n"
+    house.listen(room).close()
+
+
+def test_a_builder_killed_in_the_making_leaves_nothing(house: Household, image: Path) -> None:
+    for turn in range(12):
+        made, device = house.device(image)
+        folder = loop_of(device)
+        home = house.home("linda")
+        fields = {**_nothing(house), "name": "linda", "hostname": "linda", "uid_base": UID_BASE}
+        fields |= {"init": ("/bin/sh",), "writable_bytes": WRITABLE}
+        with opened(home) as cgroup:
+            house.freezer.say(Room(**fields), cgroup, device)
+        time.sleep(turn * 0.004)
+        house.freezer.end()
+        os.close(device)
+        house.remove(home)
+        until_gone(folder)
+        # What the dead one had answered is nobody's.
+        house.freezer.ours.setblocking(False)
+        try:
+            while True:
+                for fd in house.freezer.hear()[1]:
+                    os.close(fd)
+        except BlockingIOError:
+            house.freezer.ours.settimeout(30)
+        house.freezer.start()
+        assert made.name
