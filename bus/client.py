@@ -8,6 +8,8 @@ Descriptors go beside a call, and beside its answer, where the schema says `$fd`
 `await peer.call("connect", params, fds=(a, b))`, `results, fds = await peer.call_fds("open", params)`. The
 caller keeps its own; those of the answer are the caller's to close.
 
+`async for item in peer.events()` gives the callee's news (`bus/hearing.py`).
+
 Every call ends, in an answer or in a `Failure`:
 
 - PEER_DIED: the callee ended while the call was under way; nobody knows how far it came. A call of an
@@ -38,6 +40,7 @@ from bus.envelope import (
     Failure,
     Kind,
     PeerError,
+    Phase,
     Reassembler,
     frames,
     pack_beside,
@@ -45,6 +48,7 @@ from bus.envelope import (
     unpack,
     unpack_failure,
 )
+from bus.hearing import Hearing
 from bus.link import Action, CallState, Event, decide
 from bus.sockets import Connection
 from bus.tap import Side, Tap
@@ -112,6 +116,7 @@ class Peer:
         self._answers = Reassembler()
         self._ended = False
         self._alarm = Alarm(self._due)
+        self._hearing: Hearing | None = None
         self._nursery: trio.Nursery | None = None
         self._channel: Channel | None = None
         """Where descriptors go, made when the first ones do; one for each connection."""
@@ -160,6 +165,32 @@ class Peer:
         if not found.gives_fd:
             raise TypeError(f"{self.interface.name}.{method} gives no descriptors")
         return await self._call_beside(found, params, deadline_ms, fds)
+
+    def events(self) -> Hearing:
+        """The callee's news, beginning with its present state. A reader from before is closed."""
+        if self._ended:
+            raise trio.ClosedResourceError
+        if self._hearing is not None:
+            self._hearing.close()
+        self._hearing = Hearing(self.interface, self._ask_news)
+        self._ask_news()
+        return self._hearing
+
+    def _ask_news(self) -> None:
+        """Asks the callee, if it is there; else its hello will bring it up again."""
+        if self._hearing is None or self.generation is None:
+            return
+        self._last_id += 1
+        self._hearing.asked(self._last_id)
+        self._send(
+            Envelope(
+                kind=Kind.EVENT,
+                id=self._last_id,
+                generation=self.generation,
+                interface=self.interface.id,
+                attempt=Phase.ASK,
+            )
+        )
 
     def _method(self, name: str) -> Method:
         found = self.interface.methods.get(name)
@@ -244,6 +275,8 @@ class Peer:
         finally:
             self._connection = None
             self._ended = True
+            if self._hearing is not None:
+                self._hearing.close()
             self._lost()
             for pending in list(self._pending.values()):
                 self._finish(pending, outcome.Error(Failure(Code.PEER_DIED)))
@@ -292,6 +325,7 @@ class Peer:
                     self.generation = envelope.generation
                     for pending in list(self._pending.values()):
                         self._ready(pending)
+                    self._ask_news()
                 case Kind.EVENT:
                     self._news(envelope)
                 case _:
@@ -317,7 +351,10 @@ class Peer:
             self._unwanted(envelope)
 
     def _news(self, envelope: Envelope) -> None:
-        """Where events will be delivered. No callee sends one yet."""
+        if self._hearing is None:
+            raise PeerError("news that nobody asked for")
+        if envelope.generation == self.generation:
+            self._hearing.take(envelope)
 
     def _unwanted(self, envelope: Envelope) -> None:
         """Nobody waits for this answer: what came beside it is closed."""
@@ -496,7 +533,7 @@ class Bus:
         self.peers: Final[dict[str, Peer]] = {
             name: Peer(interface, str(PurePosixPath(directory, f"{name}.{caller}")), tap)
             for name, interface in schemas.interfaces.items()
-            if any(caller in method.callers for method in interface.methods.values())
+            if interface.concerns(caller)
         }
         self._calls = {name: Calls(peer, caller) for name, peer in self.peers.items()}
 

@@ -68,6 +68,7 @@ def compile_schemas(schemas_dir: Path, manifest_path: Path, out_dir: Path) -> No
 
 def switchboard(interfaces: Mapping[str, wire.Interface], *, beside: bool = False) -> list[tuple[str, str]]:
     """The pairs (callee, caller) that need a socket, sorted. The host needs none: it comes in by a port.
+    Who only hears needs one too.
 
     `beside`: those that need one more, for descriptors.
     """
@@ -75,7 +76,7 @@ def switchboard(interfaces: Mapping[str, wire.Interface], *, beside: bool = Fals
         {
             (interface.name, caller)
             for interface in interfaces.values()
-            for method in interface.methods.values()
+            for method in (*interface.methods.values(), *interface.events.values())
             for caller in method.callers
             if caller != HOST and (method.beside or not beside)
         }
@@ -98,28 +99,50 @@ def refusals(schemas: wire.Schemas, organs: frozenset[str]) -> Iterator[Refusal]
         for method in interface.methods.values():
             for rule in _broken_rules(interface, method, organs):
                 yield interface, method, rule
+        for event in interface.events.values():
+            for rule in _broken_event_rules(interface, event, organs):
+                yield interface, event, rule
     yield from _cycles(schemas)
 
 
 def _broken_rules(interface: wire.Interface, method: wire.Method, organs: frozenset[str]) -> Iterator[str]:
-    if not method.callers:
-        yield "$callers is missing or empty"
-    if len(set(method.callers)) != len(method.callers):
-        yield "$callers names a caller twice"
+    yield from _broken_caller_rules(interface, method, organs)
     for caller in method.callers:
         if caller == HOST:
             if method.beside:
                 yield f"no descriptor crosses the port to the {HOST}, so $fd and $gives exclude it"
             if not interface.host_port:
                 yield f"only an interface with $hostPort may have the caller {HOST}"
-        elif caller not in organs:
-            yield f"$callers names {caller}, which is no organ of the manifest"
-        elif caller == interface.name:
-            yield "an organ does not call itself over the bus"
     if method.deadline_ms == 0:
         yield "$deadlineMs is missing or 0"
     elif method.deadline_ms > DEADLINE_MS_MAX:
         yield f"$deadlineMs is over {DEADLINE_MS_MAX}"
+
+
+def _broken_event_rules(
+    interface: wire.Interface, event: wire.Method, organs: frozenset[str]
+) -> Iterator[str]:
+    yield from _broken_caller_rules(interface, event, organs)
+    if HOST in event.callers:
+        yield f"no event crosses the port to the {HOST}"
+    if event.results:
+        yield "an event has no results: nobody answers it"
+    if event.deadline_ms or event.idempotent or event.beside or event.disruptive:
+        yield "an event has $callers and no other property of a method"
+
+
+def _broken_caller_rules(
+    interface: wire.Interface, method: wire.Method, organs: frozenset[str]
+) -> Iterator[str]:
+    if not method.callers:
+        yield "$callers is missing or empty"
+    if len(set(method.callers)) != len(method.callers):
+        yield "$callers names a caller twice"
+    for caller in method.callers:
+        if caller == interface.name:
+            yield "an organ does not call itself over the bus"
+        elif caller not in organs and caller != HOST:
+            yield f"$callers names {caller}, which is no organ of the manifest"
 
 
 def _cycles(schemas: wire.Schemas) -> Iterator[Refusal]:

@@ -47,6 +47,9 @@ FAILURE_TEXT_MAX: Final = 512
 DESCRIPTORS_MAX: Final = 8
 """Descriptors beside one message: connecting a room to the network takes five of them."""
 
+SNAPSHOT_MAX: Final = 256
+"""Events that describe the state of one callee. It has a few rooms, links, or the like."""
+
 _FAILURE: Final = struct.Struct("<H")
 _BESIDE: Final = struct.Struct("<QQ")
 BESIDE_BYTES: Final = _BESIDE.size
@@ -69,9 +72,22 @@ class Kind(IntEnum):
     REPLY = 2
     FAILURE = 3
     EVENT = 4
-    """Reserved: one-way news from callee to caller after hello. Nobody sends one yet."""
+    """News from callee to caller, one way, once the caller has asked to hear. Its `attempt` is a `Phase`."""
     HELLO = 5
     """First word of a caller on a connection; the answer has the same id and carries the generation."""
+
+
+@unique
+class Phase(IntEnum):
+    """Which of them an EVENT is, in the place of the attempt. The numbers are on the wire."""
+
+    NEWS = 0
+    PART = 1
+    """One of the events that describe the present state."""
+    END = 2
+    """They were all: what follows is news."""
+    ASK = 3
+    """From the caller: the present state, please, and from then on the news. They have the same id."""
 
 
 @unique

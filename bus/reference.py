@@ -43,6 +43,11 @@ def _page(interface: Interface) -> Iterator[str]:
         yield from _method(method)
         for field in (*method.params, *method.results):
             _collect(field.type, structs)
+    for event in sorted(interface.events.values(), key=lambda found: found.ordinal):
+        yield ""
+        yield from _event(event)
+        for field in event.params:
+            _collect(field.type, structs)
     for name, struct in sorted(structs.items()):
         yield ""
         yield f"## {name}"
@@ -82,6 +87,26 @@ def _method(method: Method) -> Iterator[str]:
             yield f"{title}:"
             yield ""
             yield from _fields(fields)
+
+
+def _event(event: Method) -> Iterator[str]:
+    params = ", ".join(f"{field.name}: {field.type}" for field in event.params)
+    yield f"## {event.interface_name}.{event.name} (event)"
+    yield ""
+    yield f"`({params})`"
+    yield ""
+    if event.doc:
+        yield _prose(event.doc)
+        yield ""
+    yield "| | |"
+    yield "|---|---|"
+    yield f"| heard by | {', '.join(event.callers)} |"
+    yield f"| ordinal | {event.ordinal} |"
+    if event.params:
+        yield ""
+        yield "Parameters:"
+        yield ""
+        yield from _fields(event.params)
 
 
 def _fields(fields: tuple[Field, ...]) -> Iterator[str]:

@@ -7,9 +7,11 @@ forgotten; a handler that raises anything but `Failure` is a fault of ours and e
 It never keeps anything of a call after its answer, and it never retries.
 """
 
+from __future__ import annotations
+
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -22,11 +24,13 @@ from bus.envelope import (
     BESIDE_BYTES,
     DESCRIPTORS_MAX,
     MESSAGE_MAX,
+    SNAPSHOT_MAX,
     Code,
     Envelope,
     Failure,
     Kind,
     PeerError,
+    Phase,
     Reassembler,
     frames,
     pack_beside,
@@ -34,10 +38,16 @@ from bus.envelope import (
     split_beside,
     unpack,
 )
-from bus.sockets import BATCH, Listener
+from bus.sockets import BATCH, OUT_BYTES_MAX, Listener
 from bus.tap import Side, Tap
 from bus.wire import Interface, Method
 
+EVENT_FRAMES_MAX: Final = 256
+"""Frames that wait for a connection before it is told no news. A ROUTER cannot close one connection, so when
+it has read what waits it is told the present state instead."""
+HEARERS_MAX: Final = 4
+"""Connections of one caller that hear. It has one, and for a moment two. A ROUTER does not say that one is
+gone, so the oldest makes room."""
 UNFINISHED_MAX: Final = 4
 """Messages of one caller that may be half received at a time. An organ has one connection, and for a moment
 two while it restarts; the oldest makes room, so what is held is at most this times the largest message."""
@@ -92,12 +102,57 @@ class Answer:
 Handler = Callable[[Call, dict[str, object]], Awaitable[Mapping[str, object] | Answer]]
 
 
+Told = tuple[str, Mapping[str, object]]
+
+
+class Events:
+    """The news of one interface, and its present state as news.
+
+    `snapshot` gives the events that describe the present state: name and values of each. It is called when
+    somebody begins to hear, or begins again. Change the state and emit without an await between, or a hearer
+    may miss the one or get it twice.
+    """
+
+    def __init__(self, interface: Interface, snapshot: Callable[[], Iterable[Told]]) -> None:
+        self._interface = interface
+        self._snapshot = snapshot
+        self._desks: list[_Desk] = []
+
+    def emit(self, name: str, /, **values: object) -> None:
+        """Tell all who hear. It never waits. AttributeError when there is no such event, TypeError or
+        ValueError when the values do not fit it."""
+        event = self._event(name)
+        body = event.encode_params(values)
+        if len(body) > MESSAGE_MAX:
+            raise ValueError(f"{self._interface.name}.{name}: an event of {len(body)} bytes")
+        for desk in self._desks:
+            desk.tell(event, body)
+
+    def _event(self, name: str) -> Method:
+        found = self._interface.events.get(name)
+        if found is None:
+            raise AttributeError(f"{self._interface.name} has no event {name}")
+        return found
+
+    def join(self, desk: _Desk) -> None:
+        """One more caller may hear. For `serve`."""
+        self._desks.append(desk)
+
+    def present(self) -> list[tuple[Method, bytes]]:
+        """The present state: each event and its body."""
+        told = [(self._event(name), values) for name, values in self._snapshot()]
+        if len(told) > SNAPSHOT_MAX:
+            raise ValueError(f"{self._interface.name}: a snapshot has at most {SNAPSHOT_MAX} events")
+        return [(event, event.encode_params(values)) for event, values in told]
+
+
 async def serve(
     interface: Interface,
     handlers: Mapping[str, Handler],
     listeners: Mapping[str, int],
     generation: int,
     *,
+    events: Events | None = None,
     descriptors: Mapping[str, int] | None = None,
     tap: Tap | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -105,9 +160,11 @@ async def serve(
     """Answers the calls of an interface until cancelled.
 
     `handlers` has one handler for each method, by name; `listeners` a listening descriptor for each caller,
-    by name; `descriptors` another for each caller that may pass some. ValueError when the handlers are not
-    the interface's methods.
+    by name; `events` its news, if it has any; `descriptors` another listener for each caller that may pass
+    some. ValueError when the handlers are not the interface's methods, or the events are missing.
     """
+    if bool(interface.events) != (events is not None):
+        raise ValueError(f"{interface.name}: events go with an interface that has some")
     beside = {} if descriptors is None else descriptors
     if handlers.keys() != interface.methods.keys():
         differing = sorted(handlers.keys() ^ interface.methods.keys())
@@ -116,7 +173,9 @@ async def serve(
     async with trio.open_nursery() as nursery:
         for caller, listening_fd in listeners.items():
             entrance = Entrance(beside[caller], generation) if caller in beside else None
-            desk = _Desk(caller, interface.id, methods, generation, tap, entrance)
+            desk = _Desk(caller, interface.id, methods, generation, tap, entrance, events)
+            if events is not None:
+                events.join(desk)
             await nursery.start(desk.run, listening_fd)
         task_status.started()
         await trio.sleep_forever()
@@ -173,7 +232,13 @@ class _Desk:
         generation: int,
         tap: Tap | None,
         entrance: Entrance | None,
+        events: Events | None,
     ) -> None:
+        self._events = events
+        self._hearers: OrderedDict[bytes, int] = OrderedDict()
+        """Which connections hear, and under which id."""
+        self._behind: set[bytes] = set()
+        """Those that will be told the present state when nothing waits for them any more."""
         self._tap = tap
         self._entrance = entrance
         self._caller = caller
@@ -189,13 +254,17 @@ class _Desk:
     async def run(
         self, listening_fd: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with Listener(listening_fd) as self._listener:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._alarm.run)
-                if self._entrance is not None:
-                    await self._nursery.start(self._entrance.run)
-                self._nursery.start_soon(self._work)
-                task_status.started()
+        with Listener(listening_fd, self._caught_up) as self._listener:
+            try:
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self._alarm.run)
+                    if self._entrance is not None:
+                        await self._nursery.start(self._entrance.run)
+                    self._nursery.start_soon(self._work)
+                    task_status.started()
+            finally:
+                # Others may still emit while the organ ends.
+                self._hearers.clear()
 
     async def _work(self) -> None:
         """The life of a worker, which begins with receiving."""
@@ -260,6 +329,9 @@ class _Desk:
             self._unfinished.pop(route, None)
             self._answer(route, envelope, Kind.HELLO, b"")
             return None
+        if envelope.kind is Kind.EVENT and self._events is not None:
+            self._hear(route, envelope)
+            return None
         if envelope.kind is not Kind.CALL:
             self._fail(route, envelope, Failure(Code.BAD_MESSAGE, f"a caller sends no {envelope.kind.name}"))
             return None
@@ -267,6 +339,62 @@ class _Desk:
             whole = self._join(route, envelope)
             return None if whole is None else self._admit(route, whole)
         return self._admit(route, envelope)
+
+    def _hear(self, route: bytes, asked: Envelope) -> None:
+        """A connection wants to hear from now on, or anew."""
+        if self._tap is not None:
+            self._tap.show(Side.RECEIVED, self._caller, asked)
+        if asked.generation != self._generation:  # INV-BUS-3
+            self._fail(route, asked, Failure(Code.STALE, f"this is generation {self._generation}"))
+            return
+        if asked.attempt != Phase.ASK or asked.body or asked.more or asked.part:
+            self._fail(route, asked, Failure(Code.BAD_MESSAGE, "a caller asks for news and tells none"))
+            return
+        self._hearers.pop(route, None)
+        while len(self._hearers) >= HEARERS_MAX:
+            gone, _ = self._hearers.popitem(last=False)
+            self._behind.discard(gone)
+        self._hearers[route] = asked.id
+        self._behind.add(route)
+        self._caught_up()
+
+    def tell(self, event: Method, body: bytes) -> None:
+        """News for those of this caller's connections that hear and keep up."""
+        if self._caller not in event.callers:  # INV-BUS-1
+            return
+        for route, id_ in self._hearers.items():
+            if route in self._behind:
+                continue
+            full = self._listener.waiting(route) >= EVENT_FRAMES_MAX
+            if full or self._listener.out_bytes + len(body) > OUT_BYTES_MAX:  # INV-BUS-9
+                self._behind.add(route)
+            else:
+                self._news(route, id_, Phase.NEWS, event.ordinal, body)
+
+    def _caught_up(self) -> None:
+        """Tells the present state to those that are to have it and have read what was sent before."""
+        for route in [route for route in self._behind if not self._listener.waiting(route)]:
+            assert self._events is not None
+            self._behind.discard(route)
+            id_ = self._hearers[route]
+            for event, body in self._events.present():
+                if self._caller in event.callers:  # INV-BUS-1
+                    self._news(route, id_, Phase.PART, event.ordinal, body)
+            self._news(route, id_, Phase.END, 0, b"")
+
+    def _news(self, route: bytes, id_: int, phase: Phase, ordinal: int, body: bytes) -> None:
+        news = Envelope(
+            kind=Kind.EVENT,
+            id=id_,
+            generation=self._generation,
+            interface=self._interface_id,
+            ordinal=ordinal,
+            attempt=phase,
+            body=body,
+        )
+        if self._tap is not None:
+            self._tap.show(Side.SENT, self._caller, news)
+        self._listener.send(route, frames(news))
 
     def _join(self, route: bytes, part: Envelope) -> Envelope | None:
         reassembler = self._unfinished.pop(route, None)

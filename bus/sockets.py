@@ -171,16 +171,21 @@ class Listener(_Link):
     since libzmq lets go of a dead connection only when all that came from it was read.
     """
 
-    __slots__ = ("_out", "_out_bytes", "_room")
+    __slots__ = ("_emptied", "_out", "_room", "out_bytes")
 
-    def __init__(self, listening_fd: int) -> None:
-        """Takes over a listening AF_UNIX socket; the descriptor itself stays the caller's to close."""
+    def __init__(self, listening_fd: int, emptied: Callable[[], None] | None = None) -> None:
+        """Takes over a listening AF_UNIX socket; the descriptor itself stays the caller's to close.
+
+        `emptied` is called when nothing waits any more for some connection that something waited for.
+        """
         router = _open(zmq.ROUTER)
         router.set(zmq.ROUTER_MANDATORY, 1)  # A full queue or a gone peer is told, not dropped silently.
         _bind(router, listening_fd)
         super().__init__(router)
+        self._emptied = emptied
         self._out: dict[bytes, deque[bytes]] = {}
-        self._out_bytes = 0
+        self.out_bytes = 0
+        """Bytes that wait to be sent to this caller."""
         self._room: trio.Event | None = None
 
     async def receive(self) -> tuple[bytes, bytes | None]:
@@ -208,15 +213,19 @@ class Listener(_Link):
         for frame in frames:
             if waiting is not None:
                 waiting.append(frame)
-                self._out_bytes += len(frame)
+                self.out_bytes += len(frame)
             elif not self._try_send(route, frame):
                 waiting = self._out[route] = deque([frame])
-                self._out_bytes += len(frame)
+                self.out_bytes += len(frame)
         self._sent(waiting is None)
+
+    def waiting(self, route: bytes) -> int:
+        """Frames that wait to be sent to that connection."""
+        return len(self._out[route]) if route in self._out else 0
 
     async def room(self) -> None:
         """Until less than `OUT_BYTES_MAX` wait to be sent to this caller."""
-        while self._out_bytes > OUT_BYTES_MAX:
+        while self.out_bytes > OUT_BYTES_MAX:
             if self._room is None:
                 self._room = trio.Event()
             await self._room.wait()
@@ -224,14 +233,17 @@ class Listener(_Link):
     def _flush(self) -> bool:
         if not self._out:
             return True
+        before = len(self._out)
         for route, waiting in list(self._out.items()):
             while waiting and self._try_send(route, waiting[0]):
-                self._out_bytes -= len(waiting.popleft())
+                self.out_bytes -= len(waiting.popleft())
             if not waiting:
                 del self._out[route]
-        if self._room is not None and self._out_bytes <= OUT_BYTES_MAX:
+        if self._room is not None and self.out_bytes <= OUT_BYTES_MAX:
             self._room.set()
             self._room = None
+        if self._emptied is not None and len(self._out) < before:
+            self._emptied()
         return not self._out
 
     def _try_send(self, route: bytes, frame: bytes) -> bool:

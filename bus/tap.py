@@ -22,6 +22,7 @@ from bus.envelope import (
     Envelope,
     Kind,
     PeerError,
+    Phase,
     pack,
     split_beside,
     unpack,
@@ -98,12 +99,17 @@ def unpack_record(data: bytes) -> Record:
 
 def redact(schemas: Schemas, envelope: Envelope) -> tuple[Envelope, bool]:
     """The message with its secrets emptied, and whether its body could be read at all."""
-    if envelope.kind not in (Kind.CALL, Kind.REPLY):
+    if envelope.kind is Kind.EVENT:
+        if envelope.attempt in (Phase.END, Phase.ASK) and not envelope.body:
+            return envelope, True
+        method = schemas.event(envelope.interface, envelope.ordinal)
+    elif envelope.kind in (Kind.CALL, Kind.REPLY):
+        method = schemas.method(envelope.interface, envelope.ordinal)
+    else:
         return envelope, True
-    method = schemas.method(envelope.interface, envelope.ordinal)
     if method is None:
         return replace(envelope, body=b""), False
-    fields = method.params if envelope.kind is Kind.CALL else method.results
+    fields = method.results if envelope.kind is Kind.REPLY else method.params
     if not any(_has_secret(field) for field in fields):
         return envelope, True
     try:
@@ -119,9 +125,9 @@ def redact(schemas: Schemas, envelope: Envelope) -> tuple[Envelope, bool]:
 
 
 def _emptied(method: Method, kind: Kind, body: bytes, fields: tuple[Field, ...]) -> bytes:
-    if kind is Kind.CALL:
-        return method.encode_params(_without_secrets(fields, method.decode_params(body)))
-    return method.encode_results(_without_secrets(fields, method.decode_results(body)))
+    if kind is Kind.REPLY:
+        return method.encode_results(_without_secrets(fields, method.decode_results(body)))
+    return method.encode_params(_without_secrets(fields, method.decode_params(body)))
 
 
 def _has_secret(field: Field) -> bool:

@@ -35,6 +35,7 @@ SECRET_ID: Final = 0xD8A6F0C3B1E27405
 HOST_PORT_ID: Final = 0xD8A6F0C3B1E27406
 DISRUPTIVE_ID: Final = 0xD8A6F0C3B1E27407
 GIVES_ID: Final = 0xD8A6F0C3B1E27408
+EVENT_ID: Final = 0xD8A6F0C3B1E27409
 
 _INTEGERS: Final = {
     f"{sign}int{bits}": (-(1 << bits - 1), (1 << bits - 1) - 1) if sign == "" else (0, (1 << bits) - 1)
@@ -131,7 +132,10 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One organ's methods. `name` is the organ's name: the interface's own name in lower case."""
+    """One organ's methods. `name` is the organ's name: the interface's own name in lower case.
+
+    `events` are no methods, though they are declared and described as such: `callers` may hear them.
+    """
 
     name: str
     id: int
@@ -139,10 +143,20 @@ class Interface:
     host_port: bool
     doc: str
     methods: dict[str, Method]
+    events: dict[str, Method]
 
     def by_ordinal(self, ordinal: int) -> Method | None:
         """The method with this ordinal."""
         return next((method for method in self.methods.values() if method.ordinal == ordinal), None)
+
+    def event(self, ordinal: int) -> Method | None:
+        """The event with this ordinal."""
+        return next((event for event in self.events.values() if event.ordinal == ordinal), None)
+
+    def concerns(self, caller: str) -> bool:
+        """Whether that organ may call or hear anything of this one."""
+        declared = (*self.methods.values(), *self.events.values())
+        return any(caller in method.callers for method in declared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +188,13 @@ class Schemas:
         for interface in self.interfaces.values():
             if interface.id == interface_id:
                 return interface.by_ordinal(ordinal)
+        return None
+
+    def event(self, interface_id: int, ordinal: int) -> Method | None:
+        """The event a header names, None when there is no such event."""
+        for interface in self.interfaces.values():
+            if interface.id == interface_id:
+                return interface.event(ordinal)
         return None
 
 
@@ -264,6 +285,7 @@ class _Loading:
             raise SchemaError(display, "a generic interface")
         doc, member_docs = self._docs.get(id_, ("", []))
         methods: dict[str, Method] = {}
+        events: dict[str, Method] = {}
         for ordinal, method in enumerate(node.interface.methods):
             where = f"{display}.{method.name}"
             annotations = {int(a.id): a.value for a in method.annotations}
@@ -271,7 +293,8 @@ class _Loading:
             label = f"{name.lower()}.{method.name}"
             params = self._struct(int(method.paramStructType), where, (), label)
             results = self._struct(int(method.resultStructType), where, (), f"{label} results")
-            methods[str(method.name)] = Method(
+            declared = events if EVENT_ID in annotations else methods
+            declared[str(method.name)] = Method(
                 interface_name=name.lower(),
                 interface_id=id_,
                 name=str(method.name),
@@ -296,6 +319,7 @@ class _Loading:
             host_port=any(int(a.id) == HOST_PORT_ID for a in node.annotations),
             doc=doc,
             methods=methods,
+            events=events,
         )
 
     def _struct(self, id_: int, where: str, outer: tuple[int, ...], label: str = "") -> "_Struct":

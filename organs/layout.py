@@ -17,7 +17,10 @@ LIBRARY: Final = "/usr/lib/spine"
 MANIFEST: Final = f"{LIBRARY}/manifest.toml"
 SCHEMAS: Final = f"{LIBRARY}/schemas.cgr"
 SWITCHBOARD: Final = f"{LIBRARY}/switchboard.json"
+RELEASE_KEY: Final = f"{LIBRARY}/release.pub"
 RELEASE: Final = f"{LIBRARY}/release.json"
+# The public keys whose personas may be installed, 64 hexadecimal digits a line.
+PERSONA_KEYS: Final = f"{LIBRARY}/persona-keys"
 
 # At run time, in memory only.
 RUN: Final = "/run/spine"

@@ -46,8 +46,9 @@ BLOCK_DEVICES: Final = frozenset(
     {layout.ESP, layout.SLOT_A, layout.SLOT_B, layout.PERSONAS, layout.PERSIST_DEVICE}
 )
 DEVICES: Final = BLOCK_DEVICES | frozenset(layout.PORT_NAMES)
+MODES: Final = frozenset({"ro", "rw", "rw+ro"})
 FILE_SYSTEMS: Final = frozenset({"ext4"})
-ASKS: Final = frozenset({"reboot", "poweroff", "probe"})
+ASKS: Final = frozenset({"reboot", "poweroff", "probe", "keep"})
 TOLD: Final = frozenset({"healthy"})
 # Network namespaces that bay0 makes at boot and keeps for as long as it lives.
 NETWORKS: Final = frozenset({layout.PARKING})
@@ -117,10 +118,18 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device node opened by bay0 and handed over as a descriptor. `mode` is "ro" or "rw"."""
+    """A device node opened by bay0 and handed over as a descriptor.
+
+    `mode` is "ro", "rw", or "rw+ro" for one descriptor of each: the organ may give the second one away.
+    """
 
     name: str
     mode: str
+
+    def openings(self) -> dict[str, str]:
+        """The label of each descriptor and how it is opened."""
+        label = f"device:{self.name}"
+        return {label: "rw", f"{label}:ro": "ro"} if self.mode == "rw+ro" else {label: self.mode}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -393,7 +402,10 @@ def _mount(row: _Table) -> Mount:
 
 
 def _device(row: _Table) -> Device:
-    return Device(name=row.one_of("name", DEVICES), mode=row.one_of("mode", frozenset({"ro", "rw"})))
+    device = Device(name=row.one_of("name", DEVICES), mode=row.one_of("mode", MODES))
+    if device.name in layout.PORT_NAMES and len(device.openings()) > 1:
+        raise row.refuse("mode", "a port is opened once")
+    return device
 
 
 def _control(table: _Table) -> Control:

@@ -12,6 +12,7 @@ kernel refused something an organ cannot go on without (OSError). bay0 starts th
 
 from __future__ import annotations
 
+import array
 import importlib
 import json
 import os
@@ -39,6 +40,8 @@ CONTROL_BYTES_MAX = 4096
 WORDS_MAX = 8
 # The listener of the tap among the descriptors.
 TAP = "listen:tap"
+# What bay0 kept for us is called this and its label.
+KEPT = "kept:"
 # How long bay0 may take to answer on the control socket: it answers from its loop, without waiting.
 CONTROL_DEADLINE_S = 10.0
 
@@ -115,16 +118,18 @@ class Spine(Place):
         self._answers_in, self._answers_out = trio.open_memory_channel[dict[str, object]](1)
         self._asking = trio.Lock()
 
-    async def serve(self, handlers: Mapping[str, server.Handler]) -> None:
+    async def serve(
+        self, handlers: Mapping[str, server.Handler], events: server.Events | None = None
+    ) -> None:
         """Serve this organ's interface on every listener it was handed; ready once they are up.
 
-        Never returns.
+        `events` are its news, where its schema declares some. Never returns.
         """
         interface = self.schemas.interfaces[self.name]
         listeners = self._labelled("listen:")
         listeners.pop(layout.TAP, None)
         async with trio.open_nursery() as nursery:
-            serve = partial(server.serve, descriptors=self._labelled("fds:"), tap=self._tap)
+            serve = partial(server.serve, events=events, descriptors=self._labelled("fds:"), tap=self._tap)
             await nursery.start(serve, interface, handlers, listeners, self.generation)
             self.ready()
 
@@ -144,6 +149,25 @@ class Spine(Place):
         # A control datagram is small and bay0 always reads: a full socket means PID 1 is stuck, and then
         # ending this organ is right.
         os.write(self._control.fileno(), json.dumps({"ask": word}).encode())
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """What earlier incarnations left with bay0, by label."""
+        return {label.removeprefix(KEPT): fd for label, fd in self.fds.items() if label.startswith(KEPT)}
+
+    async def keep(self, label: str, fd: int) -> None:
+        """Leave a descriptor with bay0 for the next incarnation; ours stays ours."""
+        await self._tell(json.dumps({"ask": "keep", "label": label}), [fd])
+
+    async def drop(self, label: str) -> None:
+        """What is kept under this label is not needed any more."""
+        await self._tell(json.dumps({"ask": "drop", "label": label}), [])
+
+    async def _tell(self, text: str, fds: list[int]) -> None:
+        if self._control is None:
+            raise ValueError(f"{self.name} has no control socket in the manifest")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        await self._control.sendmsg([text.encode()], rights)
 
     async def request(self, message: Mapping[str, object]) -> dict[str, object]:
         """Ask bay0 and wait for its answer (the development probes). Raises TimeoutError, ValueError."""

@@ -3,7 +3,29 @@
 
 using import "spine.capnp".callers;
 using import "spine.capnp".deadlineMs;
+using import "spine.capnp".gives;
 using import "spine.capnp".idempotent;
+
+struct Checked @0xd1b7c94e26f3a08d {
+  # What reading a slot or the ESP at this boot came to.
+
+  name @0 :Text;
+  # `slot-a`, `slot-b` or `esp`.
+
+  verdict @1 :Text;
+  # `pending` (not read to its end yet), `verified`, `tampered` (not what was signed), `unsigned` (nothing
+  # there that the release key signed) or `unreadable`.
+
+  detail @2 :Text;
+  # A sentence about the verdict; empty where there is nothing to add.
+
+  differs @3 :List(Text);
+  # The parts of the slot, or the files of the ESP, that are not as they were signed; the first sixteen.
+
+  how @4 :Text;
+  # How it was read: `direct` (past the page cache), `dropped` (the cached pages were forgotten before each
+  # read), or empty while it was not.
+}
 
 struct Entry @0xc6e2d4f18b3a5097 {
   # One boot entry as the boot loader counts it.
@@ -18,11 +40,66 @@ struct Entry @0xc6e2d4f18b3a5097 {
   # Tries that were made and not yet confirmed.
 }
 
+struct Persona @0xb1f60c8e47d92a35 {
+  # A persona that is installed.
+
+  name @0 :Text;
+
+  version @1 :UInt32;
+
+  keyId @2 :Text;
+  # The key that it is signed with: the first 16 digits of the key's SHA-256. A persona of the same name with another
+  # key is another persona.
+
+  offset @3 :UInt64;
+  # Where its image begins in the partition, in bytes.
+
+  length @4 :UInt64;
+
+  manifest @5 :Data;
+  # The text that was signed, as JSON. Empty in a list when what is on the device is not what was installed.
+}
+
 interface Integrity @0x8f47a3d2c91be056 {
   # Reads the slots and the boot entries; confirms a healthy boot.
 
-  slots @0 () -> (active :Text, rootHash :Text, verified :Bool, entries :List(Entry))
+  slots @0 () -> (active :Text, rootHash :Text, verified :Bool, entries :List(Entry),
+      checked :List(Checked))
     $callers(["operator"]) $deadlineMs(5000) $idempotent;
-  # The slot that runs (`a`, `b`, or empty where there are none), the root hash it was started with, whether the
+  # What reading both slots and the ESP came to (`checked`, the slots first). The slot that runs (`a`, `b`, or
+  # empty where there are none), the root hash it was started with, whether the
   # kernel verifies every read against it, and the boot entries.
+
+  personas @1 () -> (personas :List(Persona))
+    $callers(["operator", "freezer"]) $deadlineMs(5000) $idempotent;
+  # All personas that are installed.
+
+  open @2 (name :Text) -> (persona :Persona)
+    $callers(["freezer"]) $deadlineMs(5000) $idempotent $gives;
+  # The persona of that name, its signature checked again, and a descriptor of the partition that is open for reading
+  # only. NOT_FOUND when it is not installed, CORRUPT when its manifest is not the one that was installed, REFUSED when
+  # its key is not trusted any more. Its image stays where it is until the organ starts again, also when the persona is
+  # removed or gets a new version meanwhile.
+
+  beginInstall @3 (bytes :UInt64) -> (ticket :UInt64)
+    $callers(["operator"]) $deadlineMs(5000);
+  # Set space aside for an image of that length. An install that the caller began before ends with this.
+
+  chunk @4 (ticket :UInt64, offset :UInt64, data :Data) -> ()
+    $callers(["operator"]) $deadlineMs(10000) $idempotent;
+  # A piece of the image, at most 512 KiB; behind the ones before, or over them.
+
+  commit @5 (ticket :UInt64) -> (persona :Persona)
+    $callers(["operator"]) $deadlineMs(120000);
+  # All pieces are there: check the image, from the device, and install it in the place of an earlier version. REFUSED
+  # when it does not belong here; the message begins with the kind of refusal, which is one of `unsigned:`,
+  # `truncated:`, `altered:`, `foreign key:`, `downgrade:`, `malformed:`, `other identity:`, `full:`.
+
+  abandon @6 (ticket :UInt64) -> ()
+    $callers(["operator"]) $deadlineMs(5000);
+  # End an install that was begun.
+
+  remove @7 (name :Text) -> ()
+    $callers(["operator"]) $deadlineMs(5000);
+  # Take a persona off the partition. What its version was stays known, so that no earlier one can come back.
 }

@@ -21,6 +21,10 @@ annotation fd @0xd8a6f0c3b1e27404 (method) :Void;
 annotation gives @0xd8a6f0c3b1e27408 (method) :Void;
 # One to eight file descriptors accompany the answer; they cross beside the bus as well.
 
+annotation event @0xd8a6f0c3b1e27409 (method) :Void;
+# No method but news: what the organ tells, unasked, those that `callers` names, on their own connections. It has
+# parameters and nothing else: no results, no deadline, no answer.
+
 annotation secret @0xd8a6f0c3b1e27405 (field, param) :Void;
 # The value belongs to a persona: recordings keep its length and nothing else.
 

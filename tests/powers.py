@@ -99,14 +99,15 @@ def _descriptors(organ: Organ, fds: Mapping[str, int], callers: Collection[str])
 
 
 def _explained(organ: Organ, kind: str, number: int, sockets: Collection[str]) -> bool:
-    devices = {device.name for device in organ.devices}
-    ports, blocks = devices & layout.PORT_NAMES.keys(), devices - layout.PORT_NAMES.keys()
+    openings = [device.name for device in organ.devices for _ in device.openings()]
+    ports = [name for name in openings if name in layout.PORT_NAMES]
+    blocks = [name for name in openings if name not in layout.PORT_NAMES]
     words = kind.split()
     if words[0] == "unix" and len(words) > 1:
         # A listener of its own and what came in on it; in a container the port is a socket too.
         return words[-1] in sockets or (bool(ports) and not words[-1].startswith(layout.RUN))
     if kind.startswith("/dev/"):
-        # One open node for each device of its kind.
+        # One open node for each device of its kind, two where it has it in two modes.
         return number <= (len(ports) if kind.startswith("/dev/vport") else len(blocks))
     return (
         kind in RUNTIME

@@ -162,10 +162,14 @@ class Bay0:
 
     # What organs ask
 
-    def _on_ask(self, child: Child, datagram: bytes) -> None:
+    def _on_ask(self, child: Child, datagram: bytes, fds: list[int]) -> None:
         asks = child.organ.control.asks if child.organ and child.organ.control else frozenset[str]()
         names = [each.name for each in self._children.all]
-        match control.decode(datagram, asks, names, development=self._release.development):
+        asked = control.decode(datagram, asks, names, development=self._release.development)
+        if not isinstance(asked, control.Keep):
+            for fd in fds:
+                os.close(fd)
+        match asked:
             case control.Power(word):
                 self._report.say(f"{child.name} asks for {word}")
                 self.end(word)
@@ -174,6 +178,11 @@ class Bay0:
                 from organs.bay0 import probes
 
                 send(child, probes.perform(probe, self._children.running()))
+            case control.Keep(label):
+                if (why := child.keep(label, fds)) is not None:
+                    self._report.say(f"{child.name}: {label} is not kept: {why}")
+            case control.Drop(label):
+                child.drop(label)
             case control.Refused(reason):
                 self._report.say(f"{child.name}: refused: {reason}")
                 send(child, {"error": reason})

@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from organs.bay0 import restart
 from organs.bay0.ground import Ground
@@ -21,6 +22,9 @@ from organs.bay0.rings import Ring
 from organs.bay0.state import ChildFacts
 from organs.kernel.cgroups import Cgroup
 from organs.manifest import Organ
+
+# Descriptors that one organ may leave here: with what else it is handed they fit one message to the zygote.
+KEPT_MAX: Final = 128
 
 
 def ending(code: int) -> str:
@@ -53,6 +57,8 @@ class Child:
     status: int | None = None
     stderr: int | None = None
     control: socket.socket | None = None
+    # What the organ left for its next incarnations, by label. It outlives every one of them.
+    kept: dict[str, int] = field(default_factory=dict)
 
     def begin(self) -> None:
         """A new incarnation is about to be made."""
@@ -83,11 +89,28 @@ class Child:
         try:
             for device in self.organ.devices if self.organ else ():
                 if device.name not in ground.missing:
-                    opened[f"device:{device.name}"] = ground.open(device.name, device.mode)
+                    for label, mode in device.openings().items():
+                        opened[label] = ground.open(device.name, mode)
         except OSError:
             close(opened)
             raise
         return opened
+
+    def keep(self, label: str, fds: list[int]) -> str | None:
+        """Take the one descriptor that came with the wish; why not, or None. What is not taken is closed."""
+        known = label in self.kept
+        if len(fds) != 1 or not (known or len(self.kept) < KEPT_MAX):  # INV-REAP-6
+            for fd in fds:
+                os.close(fd)
+            return "no more is kept for one organ" if len(fds) == 1 else "one descriptor must come with it"
+        self.drop(label)
+        self.kept[label] = fds[0]
+        return None
+
+    def drop(self, label: str) -> None:
+        """Close what is kept under the label, if anything is."""
+        if (fd := self.kept.pop(label, None)) is not None:
+            os.close(fd)
 
     def _pump(self, loop: Loop) -> None:
         if self.stderr is not None and not self.ring.pump(self.stderr):

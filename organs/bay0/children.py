@@ -40,7 +40,9 @@ LAST_WORDS_BYTES, LAST_WORDS_LINES = 1024, 6
 # While a dead child's cgroup is not empty yet and no death of ours will say when.
 LINGER_POLL_MS: Final = 20
 
-OnAsk = Callable[[Child, bytes], None]
+OnAsk = Callable[[Child, bytes, list[int]], None]
+# With a datagram of an organ comes one descriptor or none; the kernel closes what is more than this.
+ASK_DESCRIPTORS_MAX: Final = 2
 
 
 class Panic(Exception):
@@ -48,7 +50,7 @@ class Panic(Exception):
 
 
 class Children:
-    """The zygote and the organs. `on_ask` gets an organ's control datagrams."""
+    """The zygote and the organs. `on_ask` gets an organ's control datagrams, with descriptors."""
 
     def __init__(
         self,
@@ -196,6 +198,7 @@ class Children:
                 **theirs,
                 **{label: listener.fileno() for label, listener in listeners.items()},
                 **self._lasting[child.name],
+                **{f"kept:{label}": fd for label, fd in child.kept.items()},
             }
             asked = Request(
                 organ=child.name,
@@ -255,12 +258,15 @@ class Children:
 
     def _on_control(self, child: Child) -> None:
         assert child.control is not None
+        fds: list[int] = []
         try:
-            datagram = child.control.recv(control.DATAGRAM_BYTES_MAX)
+            datagram, fds, _, _ = socket.recv_fds(
+                child.control, control.DATAGRAM_BYTES_MAX, ASK_DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
+            )
         except OSError:
             datagram = b""
         if datagram:
-            self._on_ask(child, datagram)
+            self._on_ask(child, datagram, fds)
         else:
             self._loop.remove(child.control.fileno())
 

@@ -8,6 +8,7 @@ Fails: never. Each datagram has one of three meanings.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,9 @@ POWER_WORDS: Final = frozenset({"reboot", "poweroff"})
 PROBES: Final = frozenset({"kill", "pss", "write-root", "process"})
 # What "process" may be asked of besides the children.
 BAY0: Final = "bay0"
+# What an organ may leave with bay0 for its next incarnation. The label says to it what the descriptor is.
+KEEP, DROP = "keep", "drop"
+LABEL: Final = re.compile(r"[a-z][a-z0-9.@-]{0,47}")
 # SIGKILL, SIGSTOP, SIGCONT: an organ that crashes, hangs, comes back.
 SIGNALS: Final = frozenset({9, 19, 18})
 
@@ -39,6 +43,20 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep the descriptor beside the datagram under this label, in the place of an earlier one."""
+
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Close what is kept under this label, if anything is."""
+
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Not a thing this organ may ask, and why."""
 
@@ -47,7 +65,7 @@ class Refused:
 
 def decode(
     datagram: bytes, asks: Collection[str], children: Collection[str], *, development: bool
-) -> Power | Probe | Refused:
+) -> Power | Probe | Keep | Drop | Refused:
     """What an organ with the granted words `asks` wants."""
     try:
         message: object = json.loads(datagram)
@@ -57,6 +75,8 @@ def decode(
         return Refused('not {"ask": ...}')
     if word in POWER_WORDS:
         return Power(word) if word in asks else Refused(f"{word} is not granted")  # INV-REAP-4
+    if word in (KEEP, DROP):
+        return _kept(word, message.get("label"), asks)
     if word not in PROBES:
         return Refused("there is no such word")
     if not development or "probe" not in asks:
@@ -71,6 +91,14 @@ def decode(
     if word == "kill" and number not in SIGNALS:
         return Refused(f"the signal must be one of {', '.join(map(str, sorted(SIGNALS)))}")
     return Probe(word, target, number)
+
+
+def _kept(word: str, label: object, asks: Collection[str]) -> Keep | Drop | Refused:
+    if KEEP not in asks:
+        return Refused(f"{word} is not granted")  # INV-REAP-4
+    if not isinstance(label, str) or not LABEL.fullmatch(label):
+        return Refused("the label must be 1 to 48 lower case letters, digits and .@-")
+    return Keep(label) if word == KEEP else Drop(label)
 
 
 def encode(message: Mapping[str, object]) -> bytes:

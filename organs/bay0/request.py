@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-DATAGRAM_BYTES_MAX: Final = 4096
-# Listeners, devices and pipes of one organ; the kernel passes at most 253 at once.
-DESCRIPTORS_MAX: Final = 64
+DATAGRAM_BYTES_MAX: Final = 16 * 1024
+# Listeners, devices and pipes of one organ, and what it left with bay0; the kernel passes 253 at most.
+DESCRIPTORS_MAX: Final = 200
 # The descriptor names that are used up before the organ's own code runs.
 CGROUP, STDERR = "cgroup", "stderr"
 

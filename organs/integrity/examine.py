@@ -58,22 +58,23 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Where the manifest lies, how many bytes of its room are used, and its parts in order of offset."""
+    """Where the manifest lies, how many bytes of its room are used, its parts by offset, its text."""
 
     at: int
     used: int
     parts: tuple[Part, ...]
+    text: bytes
 
 
 def examine(read: Read, size: int, key: bytes) -> Found:
     """Read the whole slot of `size` bytes and hold it against its manifest, signed by `key`."""
     try:
-        manifest = _manifest(read, size, key)
+        signed = manifest(read, size, key)
         hashes: dict[str, str] = {}
         stray: list[str] = []
         end = 0
-        stretches = [(part.offset, part.length, part.name) for part in manifest.parts]
-        stretches.append((manifest.at, manifest.used, ""))
+        stretches = [(part.offset, part.length, part.name) for part in signed.parts]
+        stretches.append((signed.at, signed.used, ""))
         for offset, length, name in sorted(stretches):
             if not _zero(read, end, offset):
                 stray.append(f"zeros before {name or 'manifest'}")
@@ -86,10 +87,11 @@ def examine(read: Read, size: int, key: bytes) -> Found:
         return Found(unsigned=str(error), signed={}, read={})
     except (Short, OSError) as error:
         return Found(unreadable=str(error), signed={}, read={})
-    return Found(signed={p.name: p.sha256 for p in manifest.parts}, read=hashes, stray=tuple(stray))
+    return Found(signed={p.name: p.sha256 for p in signed.parts}, read=hashes, stray=tuple(stray))
 
 
-def _exactly(read: Read, offset: int, length: int) -> bytes:
+def exactly(read: Read, offset: int, length: int) -> bytes:
+    """These bytes, all of them. Raises Short, and what `read` raises."""
     data = read(offset, length)
     if len(data) != length:
         raise Short(f"the slot ends before byte {offset + length}")
@@ -99,7 +101,7 @@ def _exactly(read: Read, offset: int, length: int) -> bytes:
 def _hash(read: Read, offset: int, length: int) -> str:
     total = sha256()
     for at in range(offset, offset + length, STEP):
-        total.update(_exactly(read, at, min(STEP, offset + length - at)))
+        total.update(exactly(read, at, min(STEP, offset + length - at)))
     return total.hexdigest()
 
 
@@ -108,13 +110,13 @@ def _zero(read: Read, start: int, end: int) -> bool:
     clean = True
     for at in range(start, end, STEP):
         length = min(STEP, end - at)
-        clean &= _exactly(read, at, length) == _ZEROS[:length]
+        clean &= exactly(read, at, length) == _ZEROS[:length]
     return clean
 
 
-def _manifest(read: Read, size: int, key: bytes) -> Manifest:
+def manifest(read: Read, size: int, key: bytes) -> Manifest:
     """The manifest, its signature checked before its text is read. Raises Unsigned, Short, OSError."""
-    superblock = _exactly(read, 0, _SUPERBLOCK_BYTES)
+    superblock = exactly(read, 0, _SUPERBLOCK_BYTES)
     if superblock[:4] != b"hsqs":
         raise Unsigned("no SquashFS at the start of the slot")
     [used] = struct.unpack_from("<Q", superblock, 40)
@@ -125,7 +127,7 @@ def _manifest(read: Read, size: int, key: bytes) -> Manifest:
         at += level * BLOCK
     if at + MANIFEST_BYTES > size:
         raise Unsigned("the SquashFS says that it is larger than the slot")
-    block = _exactly(read, at, MANIFEST_BYTES)
+    block = exactly(read, at, MANIFEST_BYTES)
     magic, length, signature = _HEAD.unpack_from(block)
     if magic != MAGIC or _HEAD.size + length > MANIFEST_BYTES:
         raise Unsigned("no manifest behind the tree")
@@ -137,7 +139,7 @@ def _manifest(read: Read, size: int, key: bytes) -> Manifest:
     for part in parts:
         if part.offset < used_end and at < part.offset + part.length:
             raise Unsigned(f"the part {part.name} lies over the manifest")
-    return Manifest(at, _HEAD.size + length, parts)
+    return Manifest(at, _HEAD.size + length, parts, text)
 
 
 def parse(text: bytes, size: int) -> tuple[Part, ...]:

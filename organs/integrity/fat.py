@@ -1,10 +1,11 @@
-"""Where the files of EFI/Linux have their names on a FAT volume: a reader of directories, and nothing more.
+"""What lies on a FAT volume: its directories, the places of its files' bytes, and nothing more.
 
 Decides: from the bytes of an unmounted FAT16 or FAT32 volume, which entries `EFI/Linux` has, and at which
-byte of the volume each character of each long name lies. Bytes come through a callable, so the same code
-reads a partition, an image and a test's mutation.
-Never: writes, follows a file's data, trusts a number it read without a bound; a chain that loops or a
-directory without end is an error, not a wait.
+byte of the volume each character of each long name lies (`entries`); which files and directories the whole
+volume has (`tree`), and where each file's bytes are (`stretches`). Bytes come through a callable, so the same
+code reads a partition, an image and a test's mutation.
+Never: writes, trusts a number it read without a bound; a chain that loops or a directory without end is an
+error, not a wait.
 Fails: with `BadVolume`, whatever the bytes are.
 """
 
@@ -20,6 +21,10 @@ Read = Callable[[int, int], bytes]
 DIRECTORY: Final = ("EFI", "Linux")
 # A directory of 8192 entries. EFI/Linux holds a handful; what is larger is not ours and is not walked.
 DIRECTORY_BYTES_MAX: Final = 256 * 1024
+# Files and directories of a whole volume. A release has four of each; a rename that was cut short adds one.
+NODES_MAX: Final = 64
+# What `stretches` gives at once, at least: neighbouring clusters are joined until they are this long.
+STRETCH_BYTES: Final = 1024 * 1024
 
 _BOOT_BYTES: Final = 512
 _ENTRY_BYTES: Final = 32
@@ -40,6 +45,8 @@ _UNITS: Final = (*range(1, 11, 2), *range(14, 26, 2), *range(28, 32, 2))
 # FAT16 below this count of clusters would be FAT12, which no firmware volume of this size uses.
 _FAT16_CLUSTERS_MIN: Final = 4085
 _FAT16_CLUSTERS_MAX: Final = 65524
+# How much of the table is read at once when a file's chain is followed.
+_TABLE_BYTES: Final = 4096
 
 
 class BadVolume(Exception):
@@ -55,10 +62,22 @@ class Entry:
     at: tuple[int, ...]
     cluster: int
     directory: bool
+    size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Volume:
+class Node:
+    """A file or directory of the volume. `path` has one name for each level, since a name may hold any
+    character, and "/" as well."""
+
+    path: tuple[str, ...]
+    directory: bool
+    size: int
+    cluster: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
     """The geometry, in bytes and clusters."""
 
     cluster_bytes: int
@@ -84,6 +103,77 @@ def entries(read: Read) -> tuple[Entry, ...]:
     return tuple(found)
 
 
+def tree(read: Read) -> tuple[Volume, tuple[Node, ...]]:
+    """The geometry, and everything on the volume, directories before what they hold.
+
+    Raises BadVolume, and what `read` raises.
+    """
+    volume = _volume(read)
+    nodes: list[Node] = []
+    todo: list[tuple[tuple[str, ...], Iterator[_Stretch]]] = [((), _root(read, volume))]
+    while todo:
+        above, directory = todo.pop(0)
+        for entry in _parse(directory, volume.wide):
+            if entry.directory and not entry.at and entry.name in {".", ".."}:
+                continue
+            if len(nodes) == NODES_MAX:
+                raise BadVolume(f"there is more on it than {NODES_MAX} files and directories")  # INV-SLOT-3
+            path = (*above, entry.name)
+            nodes.append(Node(path=path, directory=entry.directory, size=entry.size, cluster=entry.cluster))
+            if entry.directory:
+                todo.append((path, _chain(read, volume, entry.cluster)))
+    # Two names on one chain are what a rename that was cut short leaves; nothing of ours shares more.
+    if sum(node.size for node in nodes if not node.directory) > 2 * volume.clusters * volume.cluster_bytes:
+        raise BadVolume("its files are larger than it is")  # INV-SLOT-3
+    return volume, tuple(nodes)
+
+
+def stretches(read: Read, volume: Volume, node: Node) -> Iterator[tuple[int, int]]:
+    """Where a file's bytes are: offset and length, in order, `node.size` bytes in all.
+
+    Raises BadVolume where the chain ends too early or leads out of the volume, and what `read` raises. It
+    asks for no more links than the file's size has clusters, so a loop ends too.
+    """
+    following = _links(read, volume)
+    cluster, left = node.cluster, node.size
+    while left > 0:
+        first, length = _inside(volume, cluster), volume.cluster_bytes
+        while length < left:
+            before, cluster = cluster, following(cluster)
+            if cluster != before + 1 or length >= STRETCH_BYTES:
+                break
+            _inside(volume, cluster)
+            length += volume.cluster_bytes
+        length = min(length, left)
+        yield volume.data_at + (first - 2) * volume.cluster_bytes, length
+        left -= length
+
+
+def _inside(volume: Volume, cluster: int) -> int:
+    if not 2 <= cluster < volume.clusters + 2:
+        raise BadVolume(f"a file's chain leads to cluster {cluster}")
+    return cluster
+
+
+def _links(read: Read, volume: Volume) -> Callable[[int], int]:
+    """What the table says follows a cluster inside the volume. Keeps the last block of the table it read: a
+    chain mostly goes on where it is."""
+    width = 4 if volume.wide else 2
+    end = width * (volume.clusters + 2)
+    held: tuple[int, bytes] = (-1, b"")
+
+    def following(cluster: int) -> int:
+        nonlocal held
+        block, at = divmod(width * cluster, _TABLE_BYTES)
+        if held[0] != block:
+            start = block * _TABLE_BYTES
+            held = block, _exactly(read, volume.table_at + start, min(_TABLE_BYTES, end - start))
+        link = int.from_bytes(held[1][at : at + width], "little")
+        return link & 0x0FFFFFFF if volume.wide else link
+
+    return following
+
+
 def _exactly(read: Read, offset: int, length: int) -> bytes:
     data = read(offset, length)
     if len(data) != length:
@@ -91,7 +181,7 @@ def _exactly(read: Read, offset: int, length: int) -> bytes:
     return data
 
 
-def _volume(read: Read) -> _Volume:
+def _volume(read: Read) -> Volume:
     boot = _exactly(read, 0, _BOOT_BYTES)
     sector_bytes, cluster_sectors, reserved, tables, root_entries, sectors16 = struct.unpack_from(
         "<HBHBHH", boot, 11
@@ -118,7 +208,7 @@ def _volume(read: Read) -> _Volume:
         raise BadVolume(f"{clusters} clusters are not FAT16")
     if (clusters + 2) * (4 if wide else 2) > table_sectors * sector_bytes:
         raise BadVolume("the table is shorter than the volume")
-    return _Volume(
+    return Volume(
         cluster_bytes=cluster_sectors * sector_bytes,
         clusters=clusters,
         table_at=reserved * sector_bytes,
@@ -134,7 +224,7 @@ def _volume(read: Read) -> _Volume:
 _Stretch = tuple[int, bytes]
 
 
-def _root(read: Read, volume: _Volume) -> Iterator[_Stretch]:
+def _root(read: Read, volume: Volume) -> Iterator[_Stretch]:
     if volume.wide:
         yield from _chain(read, volume, volume.root_cluster)
     else:
@@ -142,7 +232,7 @@ def _root(read: Read, volume: _Volume) -> Iterator[_Stretch]:
         yield volume.root_at, _exactly(read, volume.root_at, length)
 
 
-def _chain(read: Read, volume: _Volume, first: int) -> Iterator[_Stretch]:
+def _chain(read: Read, volume: Volume, first: int) -> Iterator[_Stretch]:
     """The clusters of a directory in order."""
     cluster = first
     seen: set[int] = set()
@@ -216,6 +306,7 @@ def _entry(raw: bytes, parts: list[_Part], wide: bool) -> Entry:
     high, low = struct.unpack_from("<H", raw, 20)[0], struct.unpack_from("<H", raw, 26)[0]
     cluster = high << 16 | low if wide else low
     directory = bool(raw[11] & _SUBDIRECTORY)
+    (size,) = struct.unpack_from("<I", raw, 28)
     if parts and parts[-1].number == 1 and parts[-1].checksum == _checksum(raw[:11]):
         # The parts come last first.
         units = [unit for part in reversed(parts) for unit in part.units]
@@ -223,13 +314,13 @@ def _entry(raw: bytes, parts: list[_Part], wide: bool) -> Entry:
         length = units.index(0) if 0 in units else len(units)
         # One character for each unit, so that a name's index is the index of its position.
         name = "".join(map(chr, units[:length]))
-        return Entry(name=name, at=tuple(at[:length]), cluster=cluster, directory=directory)
+        return Entry(name=name, at=tuple(at[:length]), cluster=cluster, directory=directory, size=size)
     stem, extension = raw[:8].rstrip(b" "), raw[8:11].rstrip(b" ")
     # A short name is upper case; two bits say that a part of it is meant in lower case.
     stem = stem.lower() if raw[12] & _LOWER_STEM else stem
     extension = extension.lower() if raw[12] & _LOWER_EXTENSION else extension
     name = (stem + b"." + extension if extension else stem).decode("latin-1")
-    return Entry(name=name, at=(), cluster=cluster, directory=directory)
+    return Entry(name=name, at=(), cluster=cluster, directory=directory, size=size)
 
 
 def _checksum(short: bytes) -> int:

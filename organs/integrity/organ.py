@@ -1,36 +1,41 @@
-"""integrity: knows which slot runs and keeps the boot counter armed.
+"""integrity: knows which slot runs, reads both and the ESP whole, and keeps the boot counter armed.
 
-After bay0 says "healthy" it sets the running slot's counter back to all its attempts; `slots` tells what the
-ESP says. What the names mean is decided in `organs/integrity/rearm.py`.
+At its start it reads both slots and the ESP (`organs/integrity/survey.py`) and says what they are. After bay0
+says "healthy" it sets the running slot's counter back to all its attempts; what the names mean is decided in
+`organs/integrity/rearm.py`. `slots` tells all of it. The installed personas are kept by
+`organs/integrity/personas.py`.
 
-Touches: the ESP's block device by the descriptor it was handed, /run/spine/organs.json to read.
-Never: mounts anything, writes more than the sector that holds the counter, touches the other slot's name.
+Touches: the block devices of the slots and the ESP by the descriptors it was handed, /run/spine/organs.json
+and the release key to read.
+Never: mounts anything, writes more than the sector that holds the counter, touches the other slot's name,
+repairs what it finds.
 Fails: an ESP that cannot be read or patched is said on stderr and in the answer of `slots`; the machine runs
 on without a re-armed counter, and its attempts run out, which ends in the other slot.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
-from bus.envelope import Code, Failure
 from organs import layout
-from organs.integrity import patch, rearm
+from organs.integrity import patch, personas, rearm
 from organs.integrity.fat import BadVolume, Entry, entries
+from organs.integrity.survey import Survey
 
 ORGANS = Path(layout.ORGANS_JSON)
 HEALTHY = "healthy"
 DEVICE = "device:esp"
 
-Handler = Callable[[object, Mapping[str, object]], Awaitable[dict[str, object]]]
+Handler = Callable[..., Awaitable[Any]]
 
 
 class Spine(Protocol):
@@ -102,29 +107,38 @@ async def listen(spine: Spine, fd: int | None) -> None:
                 say(f"unable to arm the boot counter: {error}")
 
 
-async def slots(fd: int | None) -> dict[str, object]:
-    """What runs and what the ESP's counters say. Raises Failure."""
+async def slots(fd: int | None, survey: Survey) -> dict[str, object]:
+    """What runs, what the ESP's counters say and what the slots and the ESP are."""
     now = running()
     counted: list[dict[str, object]] = []
     if fd is not None:
-        try:
+        found: tuple[Entry, ...] = ()
+        # An ESP without names to read is what the verdict about it says.
+        with contextlib.suppress(BadVolume, OSError):
             found = await trio.to_thread.run_sync(names, fd)
-        except (BadVolume, OSError) as error:
-            raise Failure(Code.CORRUPT, f"the ESP cannot be read: {error}") from None
         for entry in found:
             if (counter := rearm.parse(entry.name)) is not None:
                 name = rearm.plain(entry.name, counter)
                 counted.append({"name": name, "left": counter.left, "done": counter.done})
-    return {"active": now.slot, "rootHash": now.root_hash, "verified": now.verified, "entries": counted}
+    return {
+        "active": now.slot,
+        "rootHash": now.root_hash,
+        "verified": now.verified,
+        "entries": counted,
+        "checked": survey.rows(),
+    }
 
 
 async def main(spine: Spine) -> None:
-    """Serve `slots`, and arm the counter when the boot was healthy."""
+    """Serve slots and personas, verify what lies on the disk, arm the counter after a healthy boot."""
     fd = spine.fds.get(DEVICE)
+    survey = Survey(spine.fds)
+    counter = personas.counter(spine.fds)
 
     async def answer(_call: object, _params: Mapping[str, object]) -> dict[str, object]:
-        return await slots(fd)
+        return await slots(fd, survey)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen, spine, fd)
-        await spine.serve({"slots": answer})
+        nursery.start_soon(survey.run, say)
+        await spine.serve({"slots": answer, **counter.handlers()})

@@ -46,6 +46,8 @@ def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
             port = socket.socket(fileno=fds["device:port"])
             readers[port.fileno()] = lambda: _carry(port, control)
             del readers[control.fileno()]
+    if name == "keeper":
+        _keep(fds)
     for label, fd in fds.items():
         if label.startswith("pair:"):
             pair = socket.socket(fileno=fd)
@@ -63,6 +65,30 @@ def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
                 os.write(2, b"x" * 1023 + b"\n")
         for fd, _ in poll.poll(0 if name == "flood" else beat_ms):
             readers[fd]()
+
+
+def _keep(fds: Mapping[str, int]) -> None:
+    """Read on in what the incarnation before left, and leave more than bay0 takes."""
+    control = socket.socket(fileno=os.dup(fds["control"]))
+    known = sorted(label for label in fds if label.startswith("kept:"))
+    if not known:
+        reader, writer = os.pipe()
+        os.write(writer, b"from the first one")
+        for number in range(200):
+            wish = f'{{"ask": "keep", "label": "pipe{number:03}"}}'.encode()
+            while True:
+                try:
+                    socket.send_fds(control, [wish], [reader])
+                    break
+                except BlockingIOError:
+                    select.select([], [control], [], 1)
+        socket.send_fds(control, [b'{"ask": "keep", "label": "two"}'], [reader, writer])
+        control.send(b'{"ask": "keep", "label": "none"}')
+        control.send(b'{"ask": "drop", "label": "pipe001"}')
+        control.send(b'{"ask": "drop", "label": "nothing"}')
+        return
+    print(f"keeper has {len(known)}: {known[0]} to {known[-1]}", file=sys.stderr)
+    print(f"keeper reads {os.read(fds[known[0]], 64).decode()}", file=sys.stderr, flush=True)
 
 
 def _carry(port: socket.socket, control: socket.socket) -> None:

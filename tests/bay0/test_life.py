@@ -262,6 +262,25 @@ def test_what_an_organ_made_dies_with_it(tmp_path: Path) -> None:
         assert spine.child("forker")["deaths"] == 1
 
 
+@pytest.mark.proves("INV-REAP-6")
+def test_what_an_organ_leaves_with_bay0_its_next_incarnation_gets(tmp_path: Path) -> None:
+    keeper = stanza("keeper", 2101, 'control = { asks = ["keep"], told = [] }').replace(
+        "nofile_max = 128", "nofile_max = 512"
+    )
+    with running(tmp_path, keeper, BETA) as spine:
+        spine.wait_ready("keeper")
+        until("bay0 has taken what it takes", lambda: "none is not kept" in spine.console())
+        before = len(os.listdir(f"/proc/{spine.pid}/fd"))
+        os.kill(spine.host_pid("keeper"), signal.SIGKILL)
+        spine.wait_ready("keeper", 2)
+        until("the second one read", lambda: "keeper reads from the first one" in spine.log("keeper"))
+        # 128 were taken, one of them dropped; what came too much or with two was closed.
+        assert "keeper has 127: kept:pipe000 to kept:pipe127" in spine.log("keeper")
+        assert "pipe128 is not kept: no more is kept" in spine.console()
+        assert "two is not kept: one descriptor" in spine.console()
+        assert len(os.listdir(f"/proc/{spine.pid}/fd")) == before
+
+
 def test_an_orphan_is_collected_by_pid_1(tmp_path: Path) -> None:
     with running(tmp_path, ALPHA, OPERATOR) as spine:
         spine.wait_ready("alpha")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from organs import manifest
+from organs import layout, manifest
 from organs.manifest import Image, ManifestRefused, decode, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,9 @@ def test_the_real_manifest() -> None:
     assert [m.at for m in gate.mounts] == ["/persist"]
     assert gate.control is None
     assert integrity.control
+    assert [d.openings() for d in integrity.devices if d.name == layout.PERSONAS] == [
+        {"device:personas": "rw", "device:personas:ro": "ro"}
+    ]
     assert integrity.control.told == {"healthy"}
     assert operator.image is Image.DEVELOPMENT
     assert netroom.networks == {"parking"}

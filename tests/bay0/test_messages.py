@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from organs.bay0 import control, ground, request, switchboard
-from organs.bay0.control import Power, Probe, Refused
+from organs.bay0.control import Drop, Keep, Power, Probe, Refused
 from organs.manifest import ASKS
 
 NONSENSE = st.recursive(
@@ -21,17 +21,19 @@ NONSENSE = st.recursive(
 
 @pytest.mark.proves("INV-REAP-4")
 @pytest.mark.parametrize(
-    "granted", [set(c) for n in range(4) for c in itertools.combinations(sorted(ASKS), n)]
+    "granted", [set(c) for n in range(5) for c in itertools.combinations(sorted(ASKS), n)]
 )
 @pytest.mark.parametrize("development", [True, False])
 def test_an_organ_gets_what_its_stanza_grants(granted: set[str], development: bool) -> None:
-    for word in ("reboot", "poweroff", *sorted(control.PROBES), "halt", ""):
-        datagram = json.dumps({"ask": word, "name": "gate", "signal": 9}).encode()
+    for word in ("reboot", "poweroff", "keep", "drop", *sorted(control.PROBES), "halt", ""):
+        datagram = json.dumps({"ask": word, "name": "gate", "signal": 9, "label": "a"}).encode()
         answer = control.decode(datagram, granted, ["zygote", "gate"], development=development)
         if word in ("reboot", "poweroff"):
             assert isinstance(answer, Power) == (word in granted)
         elif word in control.PROBES:
             assert isinstance(answer, Probe) == (development and "probe" in granted)
+        elif word in ("keep", "drop"):
+            assert isinstance(answer, Keep | Drop) == ("keep" in granted)
         else:
             assert isinstance(answer, Refused)
 
@@ -44,6 +46,10 @@ def test_an_organ_gets_what_its_stanza_grants(granted: set[str], development: bo
         ({"ask": "kill", "name": "gate", "signal": True}, "signal a number"),
         ({"ask": "kill", "name": 5, "signal": 9}, "name must be"),
         ({"ask": "process", "name": "../1"}, "no such process"),
+        ({"ask": "keep"}, "the label"),
+        ({"ask": "keep", "label": ""}, "the label"),
+        ({"ask": "drop", "label": "a" * 49}, "the label"),
+        ({"ask": "keep", "label": "../a"}, "the label"),
         ({"ask": ["reboot"]}, "not {"),
         ([], "not {"),
     ],

@@ -114,6 +114,29 @@ def test_a_pair_that_passes_descriptors_has_a_second_socket(tmp_path: Path) -> N
     }
 
 
+def test_who_only_hears_has_a_socket_and_makes_no_circle(tmp_path: Path) -> None:
+    """beta calls alpha, and hears it; alpha hears beta."""
+    event = '  news @1 () -> () $callers(["{}"]) $event;'
+    head = 'using import "spine.capnp".event;\n'
+
+    def both(name: str, id_: int, heard_by: str, *callers: str) -> str:
+        methods = (method("a", 0, *callers) + "\n" if callers else "") + event.format(heard_by)
+        text = interface(name, id_, methods if callers else methods.replace("@1", "@0"))
+        return text.replace("interface", head + "interface")
+
+    source = folder(
+        tmp_path,
+        alpha=both("Alpha", 1, "beta", "beta"),
+        beta=both("Beta", 2, "alpha"),
+        echo=interface("Echo", 3, ""),
+    )
+    compile_schemas(source, MANIFEST, tmp_path / "out")
+    assert json.loads((tmp_path / "out/switchboard.json").read_text()) == {
+        "fds": [],
+        "pairs": [["alpha", "beta"], ["beta", "alpha"]],
+    }
+
+
 def test_the_host_calls_one_interface_and_needs_no_socket(tmp_path: Path) -> None:
     source = folder(tmp_path, echo=interface("Echo", 3, method("a", 0, "host"), "$hostPort"))
     compile_schemas(source, MANIFEST, tmp_path / "out")

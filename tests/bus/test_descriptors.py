@@ -698,7 +698,6 @@ async def test_an_answer_whose_descriptors_are_lost_is_none() -> None:
     """The call is idempotent: it is asked again, as after a death, until its time is up."""
     async with tricked(hangs_up) as peer:
         assert await code_of(peer.call_fds("open", {"texts": []}, 100)) is Code.DEADLINE
-        assert await code_of(peer.call_fds("open", {"texts": []}, 100)) is Code.DEADLINE
 
 
 @asynccontextmanager

@@ -29,6 +29,13 @@ def test_the_page_says_which_way_descriptors_go() -> None:
     assert "descriptors |" not in methods["plain"]
 
 
+def test_the_page_says_who_hears_an_event() -> None:
+    text = reference.pages(wiring.schemas("herald"))["herald.md"]
+    assert "## herald.changed (event)\n\n`(key: UInt32, value: Text, password: Data)`" in text
+    assert "| heard by | alpha, beta |" in text
+    assert "- `password`, Data, left out of recordings" in text
+
+
 def test_every_method_and_field_is_on_its_page() -> None:
     schemas = wiring.schemas()
     pages = reference.pages(schemas)

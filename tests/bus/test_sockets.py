@@ -155,7 +155,7 @@ async def test_what_waits_for_a_slow_peer_comes_in_order(pair: tuple[str, socket
             for number in range(sent):
                 assert (await next_of(peer))[:8] == struct.pack("<Q", number)
         assert not listener._out
-        assert listener._out_bytes == 0
+        assert listener.out_bytes == 0
 
 
 async def test_a_connection_that_does_not_read_is_in_no_others_way(pair: tuple[str, socket.socket]) -> None:
@@ -193,7 +193,7 @@ async def test_what_waits_for_a_connection_that_dies_is_forgotten(pair: tuple[st
         async with receiving(listener):
             while listener._out:
                 await trio.lowlevel.checkpoint()
-        assert listener._out_bytes == 0
+        assert listener.out_bytes == 0
 
 
 async def test_there_is_room_again_when_the_peer_reads(pair: tuple[str, socket.socket]) -> None:

@@ -9,10 +9,8 @@ it stopped. A violation ends it: nothing is written then, and the round's seed r
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -21,6 +19,7 @@ from pathlib import Path
 
 from spine import paths
 from tests.fire.bugs import BUGS, Bug
+from tests.fire.evidence import commit, covered, percentile
 from tests.fire.rig import Result, development, round_of
 
 EVIDENCE = paths.ROOT / "docs/evidence/fire.json"
@@ -31,49 +30,17 @@ ROUND_KILLS = 100
 BUG_KILLS = 120
 
 
-def covered() -> str:
-    """One hash over the covered files as they are."""
-    hashed = hashlib.sha256()
-    for directory in COVERED:
-        for path in sorted((paths.ROOT / directory).rglob("*")):
-            if path.suffix in (".py", ".capnp", ".toml") and not path.name.startswith("test_"):
-                hashed.update(f"{path.relative_to(paths.ROOT)} {path.stat().st_size}\n".encode())
-                hashed.update(path.read_bytes())
-    return hashed.hexdigest()
-
-
-def commit() -> str:
-    """The commit, and whether the covered files are as they are there."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=paths.ROOT, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", *COVERED)
-    return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-
-
 def notices(home: Path, bug: Bug, seed: str) -> tuple[int, list[str]]:
     """After how many kills the harness noticed a seeded bug, and what it said; nothing when it did not."""
     found = round_of(home, BUG_KILLS, seed, bug.overlay(development()), spare_port=True, stop_at_first=True)
     return sum(found.kills.values()), [said for said in found.violations if bug.noticed in said]
 
 
-def percentile(histogram: Counter[int], share: float) -> int:
-    """The least time, in milliseconds, within which this share of them lies."""
-    total, seen = sum(histogram.values()), 0
-    for value in sorted(histogram):
-        seen += histogram[value]
-        if seen >= share * total:
-            return value
-    return 0
-
-
 class Evidence:
     """What was done so far, and the file that says so."""
 
     def __init__(self, seed: str, command: str) -> None:
-        self.seed, self.command, self.covered = seed, command, covered()
+        self.seed, self.command, self.covered = seed, command, covered(COVERED)
         self.rounds = self.acknowledged = 0
         self.kills: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
@@ -115,7 +82,7 @@ class Evidence:
             "what": "random organs and the zygote killed (SIGKILL) or hung (SIGSTOP) under the load of three "
             "callers, in the container ground with a development manifest: no limit of deaths, no pause "
             "before a restart, a heartbeat of 500 ms; every call must end, every acknowledged put be found",
-            "commit": commit(),
+            "commit": commit(COVERED),
             "seed": self.seed,
             "command": self.command,
             "counts": {

@@ -116,6 +116,14 @@ class Spine:
         )
         return {**document["organs"], "zygote": document["zygote"]}
 
+    def boot_missing(self) -> set[str]:
+        """The controllers that bay0 did not find, by name."""
+        assert self.bay0 is not None
+        document = json.loads(
+            Path(f"/proc/{self.bay0.pid}/root/run/spine/organs.json").read_text(encoding="utf-8")
+        )
+        return {word.removeprefix("cgroup.") for word in document["boot"]["missing"]}
+
     def alive(self) -> bool:
         """Whether PID 1 still is the process that it was."""
         return self.bay0 is not None and self.bay0.alive()
@@ -206,32 +214,33 @@ class Killer:
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end and self._spine.alive():
             now = self._spine.children()[name]
-            if risen(now, before) and self._answers(name):
+            if risen(now, before) and answers(self._spine, self._table, name):
                 return True
             time.sleep(POLL_S)
         self._result.violations.append(f"{name} did not come back: {self._spine.children()[name]}")
         return False
 
-    def _answers(self, name: str) -> bool:
-        """Whether it answers a call. One that the host cannot call answers by being ready."""
-        interface = self._table.interfaces.get(name)
-        if interface is None:
-            return True
-        try:
-            with self._spine.container.port() as port:
-                if not interface.host_port:
-                    method, body = harmless(interface)
-                    port.call_raw(method, body)
-        except PortFailure as failure:
-            return failure.failure.code not in SILENT
-        except SpineError:
-            return False
-        return True
-
     def _others(self, before: Mapping[str, Mapping[str, object]], hit: set[str]) -> None:
         for name, now in self._spine.children().items():
             if name not in hit and now["generation"] != before[name]["generation"]:
                 self._result.violations.append(f"{name} was restarted when {sorted(hit)} were hit")
+
+
+def answers(spine: Spine, table: Schemas, name: str) -> bool:
+    """Whether a child answers a call. One that the host cannot call answers by being ready."""
+    interface = table.interfaces.get(name)
+    if interface is None:
+        return True
+    try:
+        with spine.container.port() as port:
+            if not interface.host_port:
+                method, body = harmless(interface)
+                port.call_raw(method, body)
+    except PortFailure as failure:
+        return failure.failure.code not in SILENT
+    except SpineError:
+        return False
+    return True
 
 
 def harmless(interface: Interface) -> tuple[Method, bytes]:
@@ -246,18 +255,26 @@ def empty(type_: Type) -> object:
     return 0 if type_.integer_range is not None else values[type_.kind]
 
 
-def settle(spine: Spine, callers: list[Caller], result: Result) -> None:
-    """The end of a round: everything acknowledged is there, and nothing that nobody put."""
+def settle(spine: Spine, callers: list[Caller], result: Result, patience_s: float = 0) -> None:
+    """The end of a round: everything acknowledged is there, and nothing that nobody put.
+
+    `patience_s`: how long the gate may be away, for rounds that go on killing it.
+    """
     for caller in callers:
         account = caller.account
+        end = time.monotonic() + patience_s
         with spine.container.port() as port:
             for key, may in account.keys.items():
-                try:
-                    found: object = port.call("gate.get", {"persona": caller.name, "key": key})["value"]
-                except PortFailure as failure:
-                    if failure.failure.code is not Code.NOT_FOUND:
-                        raise
-                    found = None
+                while True:
+                    try:
+                        found: object = port.call("gate.get", {"persona": caller.name, "key": key})["value"]
+                    except PortFailure as failure:
+                        if failure.failure.code in SILENT and time.monotonic() < end:
+                            continue
+                        if failure.failure.code is not Code.NOT_FOUND:
+                            raise
+                        found = None
+                    break
                 if found not in may:
                     account.violations.append(f"{caller.name}: {key.decode()} lost what was acknowledged")
         result.ends.update(account.ends)

@@ -12,7 +12,8 @@ import pytest
 
 from spine.ground import state
 from tests.fire.bugs import BUGS, Bug
-from tests.fire.campaign import Evidence, notices, percentile
+from tests.fire.campaign import Evidence, notices
+from tests.fire.evidence import percentile
 from tests.fire.rig import Result, Spine, development, round_of
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]

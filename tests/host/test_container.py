@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -116,9 +117,10 @@ def test_what_pid_1_is_given(container: Container, parts: Path) -> None:
     assert ground["slot"] is None
     assert ground["rootHash"] is None
     assert {"dm-verity", "esp", "watchdog"} <= set(ground["missing"])
-    assert list(ground["devices"]) == ["persist"]
+    assert list(ground["devices"]) == ["persist", "personas"]
     nodes = {line.removeprefix("dev ") for line in said if line.startswith("dev ")}
-    assert nodes == {"null", "zero", "full", "random", "urandom", Path(ground["devices"]["persist"]).name}
+    loops = {Path(node).name for node in ground["devices"].values()}
+    assert nodes == {"null", "zero", "full", "random", "urandom", *loops}
 
 
 def test_every_namespace_is_its_own(container: Container, parts: Path) -> None:
@@ -169,6 +171,17 @@ def test_an_esp_is_a_device_too(container: Container, parts: Path, tmp_path: Pat
     start(container, parts, esp)
     assert "esp" not in container.missing
     assert '"esp": "/dev/loop' in container.console.text()
+
+
+def test_slots_are_devices_that_nobody_writes(container: Container, parts: Path, tmp_path: Path) -> None:
+    slots = {"slot-b": tmp_path / "slot-b.img"}
+    slots["slot-b"].write_bytes(bytes(1 << 20))
+    container.start(parts / "root.squashfs", parts / "persist.img", None, slots=slots)
+    container.console.follow("ready", READY_S)
+    assert "slot-a" in container.missing
+    assert "slot-b" not in container.missing
+    [node] = re.findall('"slot-b": "/dev/(loop[0-9]+)"', container.console.text())
+    assert Path(f"/sys/block/{node}/ro").read_text(encoding="ascii") == "1\n"
 
 
 @pytest.mark.proves("INV-HOST-3")

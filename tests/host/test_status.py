@@ -34,10 +34,24 @@ TOLD = {
     "nowMs": 6000,
     "network": {"interfaces": ["lo"], "addresses": []},
 }
+SLOTS = {
+    "active": "b",
+    "checked": [
+        {
+            "name": "slot-a",
+            "verdict": "tampered",
+            "detail": "not: root",
+            "differs": ["root"],
+            "how": "direct",
+        },
+        {"name": "slot-b", "verdict": "verified", "detail": "", "differs": [], "how": "direct"},
+        {"name": "esp", "verdict": "pending", "detail": "", "differs": [], "how": ""},
+    ],
+}
 
 
 def test_the_contract() -> None:
-    found = status.document(GROUND, TOLD)
+    found = status.document(GROUND, TOLD, SLOTS)
     assert json.loads(json.dumps(found)) == found
     assert found["ground"] == {
         "kind": "machine",
@@ -59,12 +73,25 @@ def test_the_contract() -> None:
             "deaths": 0,
         },
     }
+    assert found["checked"] == {
+        "slot-a": {
+            "name": "slot-a",
+            "verdict": "tampered",
+            "detail": "not: root",
+            "differs": ["root"],
+            "how": "direct",
+        },
+        "slot-b": {"name": "slot-b", "verdict": "verified", "detail": "", "differs": [], "how": "direct"},
+        "esp": {"name": "esp", "verdict": "pending", "detail": "", "differs": [], "how": ""},
+    }
     assert found["rooms"] == {}
     assert found["network"] == {"interfaces": ["lo"], "addresses": []}
+    assert found["pssKb"] == {"bay0": 9000, "zygote": 8000}
+    assert found["memory"] == {"totalKiB": 24000}
 
 
 def test_the_page_says_the_same() -> None:
-    shown = status.page(status.document(GROUND, TOLD))
+    shown = status.page(status.document(GROUND, TOLD, SLOTS))
     for word in (
         "machine (tcg)",
         "process 1234",
@@ -74,8 +101,19 @@ def test_the_page_says_the_same() -> None:
         "gate",
         "waiting",
         "7000 KiB",
+        "slot-a    tampered: not: root",
+        "slot-b    verified\n",
+        "esp       pending\n",
+        "9000 KiB",
+        "24000 KiB",
     ):
         assert word in shown
+
+
+def test_an_integrity_that_does_not_answer_leaves_the_rest() -> None:
+    found = status.document(GROUND, TOLD, None)
+    assert found["checked"] == {}
+    assert "slot-a" not in status.page(found)
 
 
 junk = st.recursive(
@@ -85,7 +123,7 @@ junk = st.recursive(
 
 @given(data=st.data(), item=junk)
 def test_other_answers_are_refused_or_read(data: st.DataObject, item: object) -> None:
-    told = copy.deepcopy(TOLD)
+    told = copy.deepcopy({**TOLD, "slots": SLOTS})
     at: object = told
     while isinstance(at, dict):
         key = data.draw(st.sampled_from(sorted(at)))
@@ -94,7 +132,8 @@ def test_other_answers_are_refused_or_read(data: st.DataObject, item: object) ->
             break
         at = at[key]
     try:
-        json.dumps(status.document(GROUND, told))
+        slots = told.pop("slots")
+        json.dumps(status.document(GROUND, told, slots))  # type: ignore[arg-type]  # junk is the point
     except (KeyError, TypeError, AttributeError, ValueError):
         return
 
@@ -102,4 +141,4 @@ def test_other_answers_are_refused_or_read(data: st.DataObject, item: object) ->
 def test_a_missing_part_is_told() -> None:
     for key in TOLD:
         with pytest.raises(KeyError):
-            status.document(GROUND, {name: part for name, part in TOLD.items() if name != key})
+            status.document(GROUND, {name: part for name, part in TOLD.items() if name != key}, SLOTS)

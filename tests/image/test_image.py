@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from organs import layout, persona
 from spine.image import build, disk, keys, slot, uki, verity
 from spine.image.cache import file_digest
 from spine.progress import Progress
@@ -167,4 +168,10 @@ def test_a_seeded_change_reaches_the_root_and_leaves_the_tree_alone(tmp_path: Pa
         check=True,
     ).stdout
     assert said == probe
+    trusted = subprocess.run(
+        ["unsquashfs", "-cat", tmp_path / "root.squashfs", layout.PERSONA_KEYS.removeprefix("/")],
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert persona.trusted_keys(trusted.decode()) == {keys.public_bytes(keys.persona_key())}
     assert made["rootHash"] != build.build(tmp_path, root_only=True, progress=Progress())["rootHash"]

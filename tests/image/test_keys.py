@@ -1,8 +1,10 @@
-"""The release key is made once, kept private, and refused when it is not."""
+"""The keys are made once, kept private, and refused when they are not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine.errors import Exit, SpineError
 from spine.image import keys, slot
@@ -22,20 +24,39 @@ def test_made_once_and_private(data: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_personas_have_a_key_of_their_own(data: Path) -> None:
+    release, persona = keys.release_key(), keys.persona_key()
+    assert keys.public_bytes(release) != keys.public_bytes(persona)
+    assert keys.public_bytes(persona) == keys.public_bytes(keys.persona_key())
+    assert {file.name: file.stat().st_mode & 0o777 for file in data.iterdir()} == {
+        "release.key": 0o600,
+        "persona.key": 0o600,
+    }
+
+
+BOTH = [(keys.release_key, keys.FILE), (keys.persona_key, keys.PERSONA_FILE)]
+
+
 @pytest.mark.proves("INV-IMAGE-5")
-def test_a_key_others_can_read_is_refused(data: Path) -> None:
-    keys.release_key()
-    (data / keys.FILE).chmod(0o644)
+@pytest.mark.parametrize(("take", "file"), BOTH)
+def test_a_key_others_can_read_is_refused(
+    data: Path, take: Callable[[], Ed25519PrivateKey], file: str
+) -> None:
+    take()
+    (data / file).chmod(0o644)
     with pytest.raises(SpineError, match="not private") as caught:
-        keys.release_key()
+        take()
     assert caught.value.exit_code == Exit.REFUSED
 
 
-def test_a_file_that_is_no_key_is_refused(data: Path) -> None:
-    keys.release_key()
-    (data / keys.FILE).write_bytes(b"nonsense")
+@pytest.mark.parametrize(("take", "file"), BOTH)
+def test_a_file_that_is_no_key_is_refused(
+    data: Path, take: Callable[[], Ed25519PrivateKey], file: str
+) -> None:
+    take()
+    (data / file).write_bytes(b"nonsense")
     with pytest.raises(SpineError, match="cannot be used"):
-        keys.release_key()
+        take()
 
 
 def test_signatures(data: Path) -> None:

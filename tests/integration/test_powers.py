@@ -36,7 +36,8 @@ def callers(name: str) -> set[str]:
     stanzas = manifest().organs
     if not stanzas[name].bus:
         return set()
-    methods = schemas().interfaces[name].methods.values() if name in schemas().interfaces else ()
+    interface = schemas().interfaces.get(name)
+    methods = (*interface.methods.values(), *interface.events.values()) if interface else ()
     allowed = {caller for method in methods for caller in method.callers if caller in stanzas}
     # A second socket for descriptors, where a method carries some.
     allowed |= {

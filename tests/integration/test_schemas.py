@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from bus import reference
 from bus.envelope import MESSAGE_MAX, Code, PeerError
-from bus.wire import Method, Schemas, Type
+from bus.wire import Interface, Method, Schemas, Type
 from spine import paths
 from spine.ground.container import Container
 from spine.ground.port import Port, PortFailure, schemas
@@ -202,11 +202,23 @@ def test_what_is_too_large_is_refused_by_the_sender(unhurt: Live, method: Method
         assert outcome(port, method, b"") is Code.BAD_MESSAGE
 
 
+def declared(interface: Interface) -> int:
+    """How many ordinals an interface uses."""
+    return len(interface.methods) + len(interface.events)
+
+
+def test_events_are_not_called(unhurt: Live) -> None:
+    with unhurt.port() as port:
+        for interface in schemas().interfaces.values():
+            for event in interface.events.values():
+                assert outcome(port, event, b"") is Code.UNKNOWN_METHOD
+
+
 def test_a_method_that_is_not_there_is_said_so(unhurt: Live) -> None:
     with unhurt.port() as port:
         for interface in schemas().interfaces.values():
             any_method = next(iter(interface.methods.values()))
-            unknown = dataclasses.replace(any_method, ordinal=len(interface.methods))
+            unknown = dataclasses.replace(any_method, ordinal=declared(interface))
             assert outcome(port, unknown, b"") is Code.UNKNOWN_METHOD
 
 
@@ -235,10 +247,10 @@ def test_a_new_method_needs_its_schema_and_its_handler_only(tmp_path: Path) -> N
     for name in ("schemas", "organs"):
         shutil.copytree(paths.ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     schema, organ = tree / "schemas/netroom.capnp", tree / "organs/netroom/organ.py"
-    ordinal = len(schemas().interfaces["netroom"].methods)
-    declared = schema.read_text()
-    assert declared.rstrip().endswith("}")
-    schema.write_text(declared.rstrip()[:-1] + PING_SCHEMA.format(ordinal=ordinal))
+    ordinal = declared(schemas().interfaces["netroom"])
+    text_before = schema.read_text()
+    assert text_before.rstrip().endswith("}")
+    schema.write_text(text_before.rstrip()[:-1] + PING_SCHEMA.format(ordinal=ordinal))
     served = "        await spine.serve(handlers)\n"
     handler = (
         "        async def ping(_call: object, params: Mapping[str, object]) -> dict[str, object]:\n"

@@ -39,7 +39,12 @@ def test_status_follows_its_contract(live: Live) -> None:
         assert organ["generation"] >= 1
         assert organ["uptimeS"] >= 0
         assert organ["pssKb"] > 1000
+    parts = [organ["pssKb"] for organ in status["organs"].values()] + list(status["pssKb"].values())
+    assert status["memory"]["totalKiB"] == sum(parts)
     assert status["rooms"] == {}
+    assert list(status["checked"]) == ["slot-a", "slot-b", "esp"]
+    for checked in status["checked"].values():
+        assert set(checked) == {"name", "verdict", "detail", "differs", "how"}
     on_machine = live.kind == "machine"
     assert status["slot"]["verified"] is on_machine
     assert (status["slot"]["active"] in ("a", "b")) is on_machine
@@ -171,6 +176,13 @@ def test_a_method_not_for_the_operator_is_refused_by_name(live: Live) -> None:
             port.call_raw(unknown, b"")
         assert refused.value.failure.code is Code.UNKNOWN_METHOD
         assert port.call("gate.usage", {"persona": "linda"})
+
+
+def test_a_person_is_told_what_is_not_for_the_operator(live: Live) -> None:
+    words = ("call", f"--{live.kind}", "--json", "freezer.hushed", "room=linda", "epoch=1")
+    error = json.loads(spine(*words, code=5))["error"]
+    assert error["code"] == "forbidden"
+    assert error["why"] == "freezer.hushed is not for the operator"
 
 
 def raw_port(live: Live) -> socket.socket:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bus.tap import Gaps, unpack_record
+from bus.tap import Gaps, Record, unpack_record
 from spine import paths
 from spine.ground.container import Container
-from spine.ground.port import Port
+from spine.ground.port import Port, schemas
+from spine.tap import pcapng
+from spine.tap.view import Reader
+from tests.host.test_export import judged
+from tests.host.test_export import shown as judged_by_us
 from tests.integration.live import Live, spine
 
 
@@ -67,6 +71,39 @@ def test_a_call_is_seen_at_both_ends_and_its_recording_says_the_same(container: 
     assert all(r["values"].get("value", "(secret)") == "(secret)" for r in rows)
     assert b"a secret value" not in file.read_bytes()
     assert spine("tap", "--replay", str(file), "--json", *filters).decode() == shown
+
+
+@pytest.mark.container
+def test_what_was_tapped_is_read_by_the_tools_of_capnproto_alike(container: Live, tmp_path: Path) -> None:
+    """Real calls and answers, recorded, exported, decoded by the C++ tool: field by field the same."""
+    file, out = tmp_path / "tap.pcapng", tmp_path / "out"
+    filters = ("--method", "gate.usage", "--method", "gate.list")
+    with tapping(container, "--record", str(file), *filters, "--count", "8") as tap:
+        spine("call", "--container", "gate.list", "persona=judged", "after=hex:00ff", "limit=3")
+        spine("call", "--container", "gate.usage", "persona=judged")
+        tap.communicate(timeout=60)
+    shown = spine("tap", "--replay", str(file), "--json", "--export", str(out), *filters, "--count", "8")
+    rows = [json.loads(line) for line in shown.splitlines()]
+    messages = sorted(out.glob("*.bin"))
+    assert len(rows) == len(messages) == 8
+    methods = {
+        f"{m.interface_name}.{m.name}": m for i in schemas().interfaces.values() for m in i.methods.values()
+    }
+    for row, message in zip(rows, messages, strict=True):
+        method = methods[row["method"]]
+        asked = row["kind"] == "call"
+        fields = method.params if asked else method.results
+        reader = Reader(schemas())
+        record = next(one for one in recorded(file) if (one.organ, one.seq) == (row["seenBy"], row["seq"]))
+        schema, struct = out / f"{row['method']}.capnp", "Params" if asked else "Results"
+        assert judged(schema, struct, message, fields) == judged_by_us(fields, reader.read(record).values)
+
+
+def recorded(file: Path) -> list[Record]:
+    """The records of a recording."""
+    with file.open("rb") as opened:
+        pcapng.read_schemas(opened)
+        return list(pcapng.read_records(opened))
 
 
 @pytest.mark.container

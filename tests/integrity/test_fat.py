@@ -18,6 +18,8 @@ from tests.integrity import volumes
 NAMES = ["spine-a+3-0.efi", "spine-b+2-1.efi", "rescue.efi"]
 # The most bytes a walk may read: three directories and the table entries of their chains.
 WALK_BYTES_MAX = 4 * fat.DIRECTORY_BYTES_MAX
+# The same for a whole volume: as many directories as it may have.
+TREE_BYTES_MAX = (fat.NODES_MAX + 2) * fat.DIRECTORY_BYTES_MAX
 
 
 def reader(data: bytes | bytearray) -> Callable[[int, int], bytes]:
@@ -142,6 +144,41 @@ def walk(data: bytes | bytearray) -> None:
         assert not entry.at or len(entry.at) == len(entry.name)
 
 
+def follow(data: bytes | bytearray) -> None:
+    """The same for the whole volume: a bounded number of nodes, and no file without end."""
+    total = 0
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal total
+        total += length
+        assert offset >= 0
+        assert length >= 0
+        return bytes(data[offset : offset + length])
+
+    try:
+        volume, nodes = fat.tree(read)
+    except fat.BadVolume:
+        assert total <= TREE_BYTES_MAX, "unbounded work"
+        return
+    assert total <= TREE_BYTES_MAX, "unbounded work"
+    assert len(nodes) <= fat.NODES_MAX
+    for node in nodes:
+        if node.directory:
+            continue
+        total, followed = 0, 0
+        try:
+            for at, length in fat.stretches(read, volume, node):
+                assert at >= volume.data_at
+                assert 0 < length < fat.STRETCH_BYTES + volume.cluster_bytes
+                followed += length
+            assert followed == node.size
+        except fat.BadVolume:
+            pass
+        links = -(-node.size // volume.cluster_bytes)
+        # A link costs a block of the table at most: a chain that leaps has one for each.
+        assert total <= links * 4096
+
+
 @pytest.mark.proves("INV-SLOT-3")
 def test_rotten_volumes(volume: bytes) -> None:
     """Thousands of damaged volumes: in the boot sector, in the table, in the directories."""
@@ -163,6 +200,7 @@ def test_rotten_volumes(volume: bytes) -> None:
             flipped = data[at] ^ 1 << dice.randrange(8)
             data[at] = dice.choice([0, 1, 0x0F, 0xE5, 0xFF, dice.randrange(256), flipped])
         walk(data)
+        follow(data)
         for at, was in reversed(undo):
             data[at] = was
     assert data == volume
@@ -174,8 +212,126 @@ def test_arbitrary_bytes(body: bytes, boot: bytes) -> None:
     sector = bytearray(512)
     sector[510:] = b"\x55\xaa"
     sector[: len(boot)] = boot
-    walk(bytes(sector) + body)
-    walk(body)
+    for data in (bytes(sector) + body, body):
+        walk(data)
+        follow(data)
+
+
+@pytest.fixture(scope="module", params=[16, 32])
+def furnished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume with files of many sizes, some of them in pieces, in directories of some depth."""
+    folder = tmp_path_factory.mktemp("furnished")
+    path = volumes.make(folder / "esp.img", request.param, ["spine-a+3-0.efi"])
+    dice = random.Random(7)
+    volumes.mtools(path, "mmd", "::EFI/BOOT", "::loader", "::loader/deeper")
+    sizes = [0, 1, 511, 512, 513, 65_536, 3 * 1024 * 1024 + 5]
+    for at, size in enumerate(sizes):
+        source = folder / "source"
+        source.write_bytes(dice.randbytes(size))
+        volumes.mtools(path, "mcopy", str(source), f"::loader/deeper/file number {at}.bin")
+        if at % 2:
+            volumes.mtools(path, "mdel", f"::loader/deeper/file number {at - 1}.bin")
+    # It goes where the deleted ones were, and then on behind the others.
+    source.write_bytes(dice.randbytes(300_000))
+    volumes.mtools(path, "mcopy", str(source), "::EFI/BOOT/pieces.bin")
+    return path
+
+
+def test_a_whole_tree_and_its_bytes(furnished: Path) -> None:
+    data = furnished.read_bytes()
+    volume, nodes = fat.tree(reader(data))
+    assert {"/".join(node.path) for node in nodes if node.directory} == {
+        *("EFI", "EFI/Linux", "EFI/BOOT", "loader", "loader/deeper")
+    }
+    files = {"/".join(node.path): node for node in nodes if not node.directory}
+    assert "loader/deeper/file number 6.bin" in files
+    pieces = 0
+    for name, node in files.items():
+        spans = list(fat.stretches(reader(data), volume, node))
+        copy = furnished.with_suffix(".copy")
+        volumes.mtools(furnished, "mcopy", "-o", f"::{name}", str(copy))
+        assert b"".join(data[at : at + length] for at, length in spans) == copy.read_bytes(), name
+        pieces = max(pieces, len(spans))
+    assert pieces > 1
+
+
+@pytest.mark.proves("INV-SLOT-3")
+def test_rotten_files(furnished: Path) -> None:
+    dice = random.Random(21)
+    data = bytearray(furnished.read_bytes())
+    read = reader(data)
+    volume, nodes = fat.tree(read)
+    regions = [(0, 64), (volume.table_at, volume.table_at + 30_000)]
+    for node in nodes:
+        if node.directory:
+            at = volume.data_at + (node.cluster - 2) * volume.cluster_bytes
+            regions.append((at, at + 512))
+    for _ in range(400):
+        undo = []
+        for _ in range(dice.choice([1, 2, 16, 200])):
+            at = dice.randrange(*dice.choice(regions))
+            undo.append((at, data[at]))
+            data[at] = dice.choice([0, 1, 0xFF, dice.randrange(256), data[at] ^ 1 << dice.randrange(8)])
+        follow(data)
+        for at, was in reversed(undo):
+            data[at] = was
+
+
+@pytest.mark.proves("INV-SLOT-3")
+def test_a_file_whose_chain_is_a_loop_ends_with_its_size(furnished: Path) -> None:
+    data = bytearray(furnished.read_bytes())
+    volume, nodes = fat.tree(reader(data))
+    node = next(node for node in nodes if node.path[-1] == "file number 6.bin")
+    width, form = (4, "<I") if volume.wide else (2, "<H")
+    struct.pack_into(form, data, volume.table_at + width * node.cluster, node.cluster)
+    spans = list(fat.stretches(reader(data), volume, node))
+    assert {at for at, _ in spans} == {volume.data_at + (node.cluster - 2) * volume.cluster_bytes}
+    assert sum(length for _, length in spans) == node.size
+
+
+def test_a_file_whose_chain_ends_too_early_is_broken(furnished: Path) -> None:
+    data = bytearray(furnished.read_bytes())
+    volume, nodes = fat.tree(reader(data))
+    node = next(node for node in nodes if node.path[-1] == "file number 6.bin")
+    for link in (0, 1, 0x0FFFFFFF if volume.wide else 0xFFFF, volume.clusters + 2):
+        width, form = (4, "<I") if volume.wide else (2, "<H")
+        struct.pack_into(form, data, volume.table_at + width * node.cluster, link)
+        with pytest.raises(fat.BadVolume, match="chain leads to"):
+            list(fat.stretches(reader(data), volume, node))
+
+
+@pytest.mark.proves("INV-SLOT-3")
+def test_directories_in_a_circle_end(furnished: Path) -> None:
+    data = bytearray(furnished.read_bytes())
+    volume, nodes = fat.tree(reader(data))
+    deeper = next(node for node in nodes if node.path[-1] == "deeper")
+    above = next(node for node in nodes if node.path == ("loader",))
+    at = volume.data_at + (above.cluster - 2) * volume.cluster_bytes
+    found = next(
+        at + offset
+        for offset in range(0, volume.cluster_bytes, 32)
+        if volumes.first_cluster(data, at + offset) == deeper.cluster
+    )
+    struct.pack_into("<H", data, found + 26, above.cluster & 0xFFFF)
+    struct.pack_into("<H", data, found + 20, above.cluster >> 16)
+    with pytest.raises(fat.BadVolume, match="more on it than"):
+        fat.tree(reader(data))
+
+
+def test_files_larger_than_the_volume_are_refused(furnished: Path) -> None:
+    data = bytearray(furnished.read_bytes())
+    volume, nodes = fat.tree(reader(data))
+    deeper = next(node for node in nodes if node.path[-1] == "deeper")
+    at = volume.data_at + (deeper.cluster - 2) * volume.cluster_bytes
+    node = next(node for node in nodes if node.path[-1] == "file number 1.bin")
+    found = next(
+        at + offset
+        for offset in range(0, volume.cluster_bytes, 32)
+        if data[at + offset + 11] != 0x0F and volumes.first_cluster(data, at + offset) == node.cluster
+    )
+    struct.pack_into("<I", data, found + 28, 0xFFFFFFFF)
+    with pytest.raises(fat.BadVolume, match="larger than it is"):
+        fat.tree(reader(data))
 
 
 @given(

@@ -86,7 +86,9 @@ def test_a_counter_across_two_sectors_is_not_touched(tmp_path: Path) -> None:
         entry = found[change.index]
         apart = list(entry.at)
         apart[change.counted.done_at] += patch.SECTOR_BYTES
-        split = fat.Entry(name=entry.name, at=tuple(apart), cluster=entry.cluster, directory=False)
+        split = fat.Entry(
+            name=entry.name, at=tuple(apart), cluster=entry.cluster, directory=False, size=entry.size
+        )
         before = path.read_bytes()
         entries = [split if e is entry else e for e in found]
         with pytest.raises(patch.Unpatchable):

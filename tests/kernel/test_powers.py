@@ -35,7 +35,7 @@ GATE: Fields = {
         "Seccomp": "2",
         "Seccomp_filters": "1",
     },
-    "limits": {"Max open files": "256 256", "Max core file size": "0 0"},
+    "limits": {"Max open files": "1344 1344", "Max core file size": "0 0"},
     "fds": {
         "/dev/null": 1,
         "pipe": 3,

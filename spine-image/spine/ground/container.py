@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +34,10 @@ KILL_S = 10.0
 # The gate's filesystem, made here when no disk image was built.
 PERSIST_BYTES = 64 * 1024 * 1024
 GATE_UID = 2001
+# The personas' partition, as large as on the disk. All zeros is an empty one.
+PERSONAS_BYTES = 64 * 1024 * 1024
+
+SLOTS = ("slot-a", "slot-b")
 
 # A machine's features that no container has: nobody checks the root's blocks, nothing counts boots, there is
 # no hardware to reset a stuck PID 1, and the screen and the crash store are the host's.
@@ -71,6 +76,11 @@ class Container:
                 Exit.NO_SUCH_THING,
             )
         return ground.process.pid
+
+    @property
+    def personas(self) -> Path:
+        """The partition of the personas."""
+        return self.directory / "personas.img"
 
     @property
     def sockets(self) -> Path:
@@ -114,8 +124,8 @@ class Container:
     def provision(self, out: Path, *, fresh: bool = False) -> tuple[Path, Path, Path | None]:
         """The files to start from, out of what was built: root, persist, and the ESP when there is a disk.
 
-        `persist` is kept from the last time unless `fresh`; the ESP is as the machine's disk was built. Not
-        while it runs. SpineError (3) when nothing was built.
+        `persist` and the personas are kept from the last time unless `fresh`; the ESP is as the machine's
+        disk was built. Not while it runs. SpineError (3) when nothing was built.
         """
         paths.private(self.directory)
         root, image = out / "root.squashfs", out / "spine.img"
@@ -125,6 +135,8 @@ class Container:
             )
         persist, esp = self.directory / "persist.img", self.directory / "esp.img"
         table = gpt.read(image) if image.is_file() else {}
+        if fresh:
+            self.personas.unlink(missing_ok=True)
         if fresh or not persist.is_file():
             if "persist" in table:
                 disk.extract(image, table["persist"], persist)
@@ -135,8 +147,26 @@ class Container:
         disk.extract(image, table["esp"], esp)
         return root, persist, esp
 
-    def start(self, root: Path, persist: Path, esp: Path | None, *, root_hash: str | None = None) -> None:
+    def slots(self, out: Path) -> dict[str, Path]:
+        """The slots as the machine's disk was built; none when there is no disk. Not while it runs."""
+        image = out / "spine.img"
+        table = gpt.read(image) if image.is_file() else {}
+        found = {name: self.directory / f"{name}.img" for name in SLOTS if name in table}
+        for name, path in found.items():
+            disk.extract(image, table[name], path)
+        return found
+
+    def start(
+        self,
+        root: Path,
+        persist: Path,
+        esp: Path | None,
+        *,
+        slots: Mapping[str, Path] | None = None,
+        root_hash: str | None = None,
+    ) -> None:
         """Start bay0; returns when the process is there, before it is ready. SpineError (1, 3, 5)."""
+        slots = slots or {}
         if os.geteuid() != 0:
             raise SpineError(
                 "the container ground needs root",
@@ -154,6 +184,9 @@ class Container:
         self.clean()
         paths.private(self.directory)
         (self.directory / "root").mkdir(exist_ok=True)
+        if not self.personas.is_file():
+            with open(self.personas, "wb") as empty:
+                empty.truncate(PERSONAS_BYTES)
         (self.directory / state.ENDED_FILE).unlink(missing_ok=True)
         self.console.path.write_bytes(b"")
         plan = keeper.Plan(
@@ -162,8 +195,10 @@ class Container:
             cgroup=self.cgroup,
             root=str(root.absolute()),
             persist=str(persist.absolute()),
+            personas=str(self.personas.absolute()),
             esp=str(esp.absolute()) if esp else None,
-            missing=[*NEVER_HERE, *([] if esp else ["esp"])],
+            missing=[*NEVER_HERE, *([] if esp else ["esp"]), *(name for name in SLOTS if name not in slots)],
+            read_only={name: str(path.absolute()) for name, path in slots.items()},
             root_hash=root_hash,
         )
         file = self.directory / "plan.json"

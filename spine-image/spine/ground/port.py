@@ -10,7 +10,7 @@ import base64
 import binascii
 import contextlib
 import fcntl
-import hashlib
+import json
 import os
 import secrets
 import socket
@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from bus.envelope import Code, Envelope, Failure, Kind, PeerError, pack, unpack, unpack_failure
-from spine import paths
+from spine import methods, paths
 from spine.errors import Exit, SpineError
 
 if TYPE_CHECKING:
@@ -96,14 +96,9 @@ def schemas() -> "Schemas":
 
 def schemas_file() -> Path:
     """The compiled schemas of the tree. SpineError."""
-    directory = paths.ROOT / "schemas"
-    manifest = paths.ROOT / "organs" / "manifest.toml"
-    digest = hashlib.sha256()
-    for file in [*sorted(directory.glob("*.capnp")), manifest, paths.ROOT / "bus" / "compile.py"]:
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    made = paths.cache() / f"schemas-{digest.hexdigest()[:16]}"
+    made = methods.directory()
     if not (made / "schemas.cgr").is_file():
-        _compile(directory, manifest, made)
+        _compile(paths.ROOT / "schemas", paths.ROOT / "organs" / "manifest.toml", made)
     return made / "schemas.cgr"
 
 
@@ -328,11 +323,14 @@ def _broken(asked: str, why: str) -> SpineError:
 
 
 def _compile(directory: Path, manifest: Path, made: Path) -> None:
+    from bus import wire
     from bus.compile import SchemaRefused, compile_schemas
 
     draft = paths.private(paths.cache()) / f"{made.name}.{os.getpid()}"
     try:
         compile_schemas(directory, manifest, draft)
+        kept = methods.document(wire.load(draft / "schemas.cgr"))
+        (draft / methods.FILE).write_text(json.dumps(kept) + "\n", encoding="utf-8")
     except SchemaRefused as error:
         raise SpineError(
             f"a schema is refused: {error.rule}", f"{error.file}:{error.line}", "mend it"

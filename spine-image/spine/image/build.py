@@ -80,7 +80,8 @@ def build(
             _replace_file(paths.ROOT / inputs.LOCK, inputs.encode(locked).encode())
     key = keys.release_key()
     version = tomllib.loads(sources.read("pyproject.toml").decode())["project"]["version"]
-    facts = root.Facts(str(version), keys.public_bytes(key), production=production)
+    signs_personas = keys.public_bytes(keys.persona_key())
+    facts = root.Facts(str(version), keys.public_bytes(key), signs_personas, production=production)
     plan = _Plan(cache, sources, locked, facts, key, progress)
     made_root, root_key = _root(plan)
     if root_only:
@@ -124,7 +125,12 @@ def _root(plan: _Plan) -> tuple[Path, str]:
     )
     own = [*plan.sources.files("organs", "bus", "schemas"), *root.STANDINS]
     root_key = digest(
-        "root", base_key, plan.sources.digest(*own), json.dumps(plan.facts.release()), plan.facts.public_key
+        "root",
+        base_key,
+        plan.sources.digest(*own),
+        json.dumps(plan.facts.release()),
+        plan.facts.public_key,
+        plan.facts.persona_key,
     )
 
     def make_base(directory: Path) -> None:

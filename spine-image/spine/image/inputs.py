@@ -194,21 +194,7 @@ def requirements(python_lock: str, names: Sequence[str]) -> str:
 
 def relock(cache: Cache, old: Inputs, python_lock: str) -> Inputs:
     """The same names with the versions and hashes that apt and python.lock give now."""
-    packages = []
-    for package in old.packages:
-        shown = commands.run(
-            ["apt-cache", "show", "--no-all-versions", package.name],
-            what=f"apt does not know the package {package.name}",
-        ).decode()
-        fields = dict(re.findall(r"^(Version|SHA256): (\S+)$", shown, re.MULTILINE))
-        if fields.keys() != {"Version", "SHA256"}:
-            raise SpineError(
-                f"apt does not know the package {package.name}",
-                "its lists have neither version nor hash of it",
-                "sudo apt-get update",
-                Exit.HOST_NOT_READY,
-            )
-        packages.append(Package(package.name, fields["Version"], fields["SHA256"], package.use))
+    packages = tuple(current(package.name, package.use) for package in old.packages)
     names = [wheel.name for wheel in old.wheels]
     found: list[Wheel] = []
 
@@ -220,7 +206,24 @@ def relock(cache: Cache, old: Inputs, python_lock: str) -> Inputs:
         stem = re.sub(r"[-.]+", "_", name).lower()
         [path] = [path for path in directory.iterdir() if path.name.lower().startswith(f"{stem}-")]
         found.append(Wheel(name, path.name.split("-")[1], path.name, file_digest(path)))
-    return Inputs(old.epoch, tuple(packages), tuple(found))
+    return Inputs(old.epoch, packages, tuple(found))
+
+
+def current(name: str, use: str) -> Package:
+    """The package as apt would take it now. SpineError when apt does not know it."""
+    shown = commands.run(
+        ["apt-cache", "show", "--no-all-versions", name],
+        what=f"apt does not know the package {name}",
+    ).decode()
+    fields = dict(re.findall(r"^(Version|SHA256): (\S+)$", shown, re.MULTILINE))
+    if fields.keys() != {"Version", "SHA256"}:
+        raise SpineError(
+            f"apt does not know the package {name}",
+            "its lists have neither version nor hash of it",
+            "sudo apt-get update",
+            Exit.HOST_NOT_READY,
+        )
+    return Package(name, fields["Version"], fields["SHA256"], use)
 
 
 def check(path: Path, name: str, version: str, sha256: str) -> None:

@@ -1,7 +1,7 @@
-"""The person's own release key, an Ed25519 pair made at the first build.
+"""The person's own keys, Ed25519 pairs made at the first build: one signs releases, the other personas.
 
-Keeps the secret half in one file (0600, in a 0700 directory) under XDG data; the public half goes into the
-root of every image. Never prints, sends or copies the secret half. A key file that others can read is
+Keeps the secret half of each in one file (0600, in a 0700 directory) under XDG data; the public halves go
+into the root of every image. Never prints, sends or copies a secret half. A key file that others can read is
 refused.
 """
 
@@ -18,15 +18,22 @@ from spine.errors import Exit, SpineError
 from spine.image.slot import SlotError
 
 FILE = "release.key"
+PERSONA_FILE = "persona.key"
+# What a person loses with a key that is not used any more.
+_LOST = {
+    FILE: "images made before will not accept its updates",
+    PERSONA_FILE: "images made before will not accept its personas",
+}
 
 
 def release_key() -> Ed25519PrivateKey:
     """The release key, made when there is none."""
-    file = paths.private(paths.data() / "keys") / FILE
-    with contextlib.suppress(FileNotFoundError):
-        return _load(file)
-    _make(file)
-    return _load(file)
+    return _kept(FILE)
+
+
+def persona_key() -> Ed25519PrivateKey:
+    """The key that personas are signed with, made when there is none."""
+    return _kept(PERSONA_FILE)
 
 
 def public_bytes(key: Ed25519PrivateKey) -> bytes:
@@ -42,6 +49,14 @@ def check(public: bytes, signature: bytes, message: bytes) -> None:
         raise SlotError("the signature is not the release key's") from error
 
 
+def _kept(name: str) -> Ed25519PrivateKey:
+    file = paths.private(paths.data() / "keys") / name
+    with contextlib.suppress(FileNotFoundError):
+        return _load(file)
+    _make(file)
+    return _load(file)
+
+
 def _load(file: Path) -> Ed25519PrivateKey:
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as opened:
@@ -49,7 +64,7 @@ def _load(file: Path) -> Ed25519PrivateKey:
         # INV-IMAGE-5
         if seen.st_mode & 0o077 or seen.st_uid != os.geteuid():
             raise SpineError(
-                f"the release key {file} is not private",
+                f"the {file.stem} key {file} is not private",
                 "others may read it, or it belongs to somebody else",
                 f"chmod 600 '{file}'   # or, if it may have been read, delete it and build again",
                 Exit.REFUSED,
@@ -68,7 +83,7 @@ def _make(file: Path) -> None:
     text = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    part = file.with_name(f".{FILE}.{os.getpid()}")
+    part = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as opened:
@@ -84,8 +99,8 @@ def _make(file: Path) -> None:
 
 def _unusable(file: Path) -> SpineError:
     return SpineError(
-        f"the release key {file} cannot be used",
+        f"the {file.stem} key {file} cannot be used",
         "it is no Ed25519 key",
-        f"rm '{file}'   # the next build makes a new one; images made before will not accept its updates",
+        f"rm '{file}'   # the next build makes a new one; {_LOST[file.name]}",
         Exit.REFUSED,
     )

@@ -122,6 +122,7 @@ def make_root(
     _write(tree / SPINE / "switchboard.json", _json(kept))
     _write(tree / SPINE / "release.json", _json(facts.release()))
     _write(tree / SPINE / "release.pub", facts.public_key.hex().encode() + b"\n")
+    _write(tree / SPINE / "persona-keys", facts.persona_key.hex().encode() + b"\n")
     _write(tree / "usr/bin/bay0", BAY0)
     for name in EMPTY:
         (tree / name).mkdir()
@@ -165,9 +166,10 @@ def make_root(
 class Facts:
     """What an image says of itself."""
 
-    def __init__(self, version: str, public_key: bytes, *, production: bool) -> None:
+    def __init__(self, version: str, public_key: bytes, persona_key: bytes, *, production: bool) -> None:
         self.version = version
         self.public_key = public_key
+        self.persona_key = persona_key
         self.production = production
 
     def release(self) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """What `./spine tap` does: records of a live spine or of a recording, as rows.
 
-Touches: the operator's second port (a tap holds up no call), the recording that is named. Data goes to
-standard output, the count at the end to standard error. Records that were lost on the way are counted and
-said; with any lost the exit code is 6.
+Touches: the operator's second port (a tap holds up no call), the recording and the directory that are named.
+Data goes to standard output, the count at the end to standard error. Records that were lost on the way are
+counted and said; with any lost the exit code is 6.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from spine.ground import port as ports
 from spine.ground.attach import attach
 from spine.ground.container import Container
 from spine.tap import pcapng
+from spine.tap.export import Exporter, ExportError
 from spine.tap.view import Reader, Row
 
 
@@ -36,16 +37,26 @@ def run(args: argparse.Namespace) -> int:
             table, records = _recording(args.replay, stack)
         else:
             table, records = _live(args, stack)
+        exporter = None if args.export is None else _exporter(args.export, table)
         try:
-            gaps, reader = _show(args, table, records)
+            gaps, reader = _show(args, table, records, exporter)
         except KeyboardInterrupt:
             return Exit.INTERRUPTED
+        except ExportError as error:
+            raise _unexportable(args.export, str(error)) from error
     said = f"{gaps.lost} lost, {reader.calls} calls, {reader.one_sided} seen by one end only"
     sys.stderr.write(f"spine: {said}\n")
+    if exporter is not None:
+        skipped = f", {exporter.left_out} without a body left out" if exporter.left_out else ""
+        sys.stderr.write(f"spine: {exporter.written} messages in {args.export}{skipped}\n")
+        if exporter.example:
+            sys.stderr.write(f"spine: next: {exporter.example}\n")
     return Exit.LOSS if gaps.lost else Exit.OK
 
 
-def _show(args: argparse.Namespace, table: wire.Schemas, records: Iterable[Record]) -> tuple[Gaps, Reader]:
+def _show(
+    args: argparse.Namespace, table: wire.Schemas, records: Iterable[Record], exporter: Exporter | None
+) -> tuple[Gaps, Reader]:
     gaps, reader = Gaps(), Reader(table)
     shown = 0
     start_ns: int | None = None
@@ -57,6 +68,8 @@ def _show(args: argparse.Namespace, table: wire.Schemas, records: Iterable[Recor
             _print(args, {"lost": missing, "organ": record.organ}, f"{'':10}  {record.organ}: {missing} lost")
         if wanted(args, row):
             _print(args, row.document(), row.line(start_ns))
+            if exporter is not None:
+                exporter.add(record)
             shown += 1
             if args.count is not None and shown >= args.count:
                 break
@@ -100,6 +113,22 @@ def _recording(path: Path, stack: ExitStack) -> tuple[wire.Schemas, Iterator[Rec
 def _damaged(path: Path, error: pcapng.RecordingError) -> SpineError:
     return SpineError(
         f"{path} is not a recording of the tap", str(error), "./spine tap --record FILE", Exit.FAILED
+    )
+
+
+def _exporter(directory: Path, table: wire.Schemas) -> Exporter:
+    try:
+        return Exporter(directory, table)
+    except (OSError, ExportError) as error:
+        raise _unexportable(directory, str(error)) from error
+
+
+def _unexportable(directory: Path, why: str) -> SpineError:
+    return SpineError(
+        f"the messages cannot be exported to {directory}",
+        why,
+        "./spine tap --replay FILE --export A-NEW-DIRECTORY",
+        Exit.FAILED,
     )
 
 

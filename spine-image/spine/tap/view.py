@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bus.envelope import Kind, PeerError, split_beside, unpack_failure
+from bus.envelope import Kind, PeerError, Phase, split_beside, unpack_failure
 from bus.tap import Record, Side
 from bus.wire import Method, Schemas
 
@@ -19,6 +19,8 @@ OPEN_MAX = 4096
 # A value longer than this is cut in the row a person reads.
 SHOWN_MAX = 60
 SECRET = "(secret)"
+# What an event is that tells nothing by itself.
+PHASES: Mapping[int, str] = {Phase.ASK: "asks to hear", Phase.END: "that is the present state"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Reader:
         envelope = record.envelope
         sent = record.side is Side.SENT
         sender, receiver = (record.organ, record.peer) if sent else (record.peer, record.organ)
-        method = self._schemas.method(envelope.interface, envelope.ordinal) if _is_call(record) else None
+        method = _method(self._schemas, record)
         took_us = None
         if envelope.kind is Kind.CALL:
             self._begin(record, sender, receiver)
@@ -106,7 +108,7 @@ class Reader:
             method=f"{method.interface_name}.{method.name}" if method else "",
             values=_values(record, method),
             outcome=_outcome(record),
-            attempt=envelope.attempt,
+            attempt=0 if envelope.kind is Kind.EVENT else envelope.attempt,
             id=envelope.id,
             took_us=took_us,
             bytes=len(envelope.body),
@@ -131,16 +133,22 @@ class Reader:
             self._ends.popitem(last=False)
 
 
-def _is_call(record: Record) -> bool:
-    return record.envelope.kind in (Kind.CALL, Kind.REPLY, Kind.FAILURE)
+def _method(schemas: Schemas, record: Record) -> Method | None:
+    """The method, or the event, that a record is about."""
+    envelope = record.envelope
+    if envelope.kind is Kind.EVENT and envelope.attempt in (Phase.NEWS, Phase.PART):
+        return schemas.event(envelope.interface, envelope.ordinal)
+    if envelope.kind in (Kind.CALL, Kind.REPLY, Kind.FAILURE):
+        return schemas.method(envelope.interface, envelope.ordinal)
+    return None
 
 
 def _values(record: Record, method: Method | None) -> dict[str, object]:
-    if method is None or record.envelope.kind not in (Kind.CALL, Kind.REPLY):
+    if method is None or record.envelope.kind is Kind.FAILURE:
         return {}
     if not record.whole:
         return {"body": "(not shown)"}
-    asked = record.envelope.kind is Kind.CALL
+    asked = record.envelope.kind is not Kind.REPLY
     fields = method.params if asked else method.results
     try:
         body, shown = record.envelope.body, dict[str, object]()
@@ -153,6 +161,8 @@ def _values(record: Record, method: Method | None) -> dict[str, object]:
 
 
 def _outcome(record: Record) -> str:
+    if record.envelope.kind is Kind.EVENT:
+        return PHASES.get(record.envelope.attempt, "")
     if record.envelope.kind is not Kind.FAILURE:
         return ""
     try:

@@ -117,8 +117,9 @@ def _container(args: argparse.Namespace, where: Path, progress: Progress) -> Con
     container = Container(where)
     try:
         root, persist, esp = container.provision(paths.out(), fresh=args.fresh)
+        slots = container.slots(paths.out())
         with progress.stage("booting the container"):
-            container.start(root, persist, esp)
+            container.start(root, persist, esp, slots=slots)
             container.wait_ready(on_stage=_Shown(progress))
     except BaseException:
         container.kill()

@@ -1,5 +1,7 @@
 """`./spine call ORGAN.METHOD name=value ...`: one call into the running spine; alone, what may be called.
 
+`./spine call ORGAN.METHOD --help` shows one method, from the cache of the schemas: help sets nothing up.
+
 Touches: the operator's port, the compiled schemas in the cache, files named with `@`. The values are read
 by the schema's types; results are `name: value` lines, one object with `--json`, or the plain bytes when a
 single Data result goes to a file or a pipe.
@@ -9,9 +11,10 @@ import argparse
 import difflib
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from spine import values
+from spine import methods, values
 from spine.errors import Exit, SpineError
 from spine.ground import port as ports
 from spine.ground.attach import add_choice, attach
@@ -21,12 +24,38 @@ if TYPE_CHECKING:
 
 HELP = "call a method of an organ, or list what may be called"
 
-# Who the person at the host is to the organs: "host" to the operator, and the operator to the others.
-CALLERS = ("host", "operator")
+
+class Help(argparse.Action):
+    """`--help` behind the name of a method is about that method."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(
+            option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="of this verb, or of a method"
+        )
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,  # noqa: ARG002
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        asked = namespace.method
+        known = methods.known()
+        if asked is None or known is None:
+            parser.print_help()
+            if asked is not None:
+                sys.stderr.write("spine: nothing is known of methods yet; ./spine call looks them up\n")
+        else:
+            if asked not in known:
+                raise unknown(asked, known)
+            sys.stdout.write(methods.page(asked, known[asked]))
+        parser.exit()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
+    parser.add_argument("-h", "--help", action=Help)
     parser.add_argument(
         "method", nargs="?", metavar="ORGAN.METHOD", help="without it: list what may be called"
     )
@@ -44,14 +73,23 @@ def run(args: argparse.Namespace) -> int:
     """Call, or list."""
     table = ports.schemas()
     if args.method is None:
-        methods = [m for interface in table.interfaces.values() for m in interface.methods.values()]
+        found = [m for interface in table.interfaces.values() for m in interface.methods.values()]
         if args.json:
-            names = [f"{m.interface_name}.{m.name}" for m in methods if values.callable_by(m, CALLERS)]
+            names = [f"{m.interface_name}.{m.name}" for m in found if values.callable_by(m, methods.CALLERS)]
             sys.stdout.write(json.dumps({"methods": names}) + "\n")
         else:
-            sys.stdout.write(values.listing(methods, CALLERS))
+            sys.stdout.write(values.listing(found, methods.CALLERS))
         return Exit.OK
     method = find(table, args.method)
+    if method.params and not args.values:
+        shown = methods.page(args.method, methods.document(table)[args.method])  # type: ignore[arg-type]
+        raise SpineError(
+            f"{args.method} takes parameters",
+            f"none was given, and it takes {', '.join(field.name for field in method.params)}",
+            f"./spine call {args.method} {values.signature(method.params)}",
+            Exit.USAGE,
+            shown=shown.splitlines(),
+        )
     try:
         params = values.parse(method.params, args.values, args.method)
         body = method.encode_params(params)
@@ -77,8 +115,13 @@ def find(table: "Schemas", name: str) -> "Method":
     }
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 1)
-    raise SpineError(
+    raise unknown(name, known)
+
+
+def unknown(name: str, known: Iterable[str]) -> SpineError:
+    """The error for a method that no schema declares."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return SpineError(
         f"there is no method {name!r}",
         f"did you mean {near[0]!r}?" if near else "no schema declares it",
         "./spine call   (lists what may be called)",

@@ -1,7 +1,7 @@
 """`./spine status`: what runs, as the spine itself says; `--json` is a contract for scripts.
 
 Touches: the operator's port. Invents nothing: what the host knows (process, disk, ground) and what the
-operator answers (organs, memory, network) are put side by side.
+operator answers (organs, memory, network) and what integrity says of the disk are put side by side.
 """
 
 import argparse
@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from spine.errors import Exit, SpineError
 from spine.ground import state
 from spine.ground.attach import add_choice, attach
+from spine.ground.port import PortFailure
+
+# What `--json` says of each slot and of the ESP.
+CHECKED = ("name", "verdict", "detail", "differs", "how")
 
 HELP = "what runs: ground, slot, organs, network"
 
@@ -26,9 +30,13 @@ def run(args: argparse.Namespace) -> int:
     ground = state.running(args.ground)
     with attach(ground.kind).port() as port:
         answer = port.call("operator.status")
+        try:
+            slots: Mapping[str, object] | None = port.call("integrity.slots")
+        except PortFailure:
+            slots = None  # it is being restarted; its row in the table says so
     try:
         told = json.loads(str(answer["json"]))
-        found = document(ground, told)
+        found = document(ground, told, slots)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpineError(
             "the operator's status cannot be read",
@@ -42,10 +50,13 @@ def run(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def document(ground: state.Ground, told: Mapping[str, object]) -> dict[str, object]:
-    """The contract's object from what the host knows and what the operator told. Pure.
+def document(
+    ground: state.Ground, told: Mapping[str, object], slots: Mapping[str, object] | None
+) -> dict[str, object]:
+    """The contract's object from what the host knows, what the operator told and what integrity told (None:
+    it did not answer). Pure.
 
-    KeyError, TypeError, AttributeError when the operator told something else.
+    KeyError, TypeError, AttributeError when they told something else.
     """
     report = _object(told["organs"])
     boot, pss = _object(report["boot"]), _object(told["pss"])
@@ -78,12 +89,15 @@ def document(ground: state.Ground, told: Mapping[str, object]) -> dict[str, obje
             "verified": boot["verified"],
             "healthy": boot["healthy"],
         },
+        "checked": {str(row["name"]): row for row in _rows(slots["checked"] if slots else [])},
         "organs": organs,
         "rooms": {},
         "network": told["network"],
         "version": boot.get("version"),
         "image": boot.get("image"),
         "pssKb": {name: pss[name] for name in ("bay0", "zygote") if name in pss},
+        # All of the spine's processes. A page that several share counts in parts: the sum is what they take.
+        "memory": {"totalKiB": sum(int(_number(kib)) for kib in pss.values())},
     }
 
 
@@ -99,6 +113,10 @@ def page(found: Mapping[str, object]) -> str:
         f"root      slot {slot['active'] or 'none'}, {str(slot['rootHash'] or 'no hash')[:16]}, {verified}",
         f"network   {_listed(network['interfaces'])}; addresses: {_listed(network['addresses'])}",
     ]
+    for name, row in _object(found["checked"]).items():
+        checked = _object(row)
+        why = f": {checked['detail']}" if checked["detail"] else ""
+        lines.append(f"{name:<10}{checked['verdict']}{why}")
     if ground["missing"]:
         lines.append(f"missing   {_listed(ground['missing'])}")
     lines += ["", f"{'organ':<12}{'state':<10}{'pid':>6}{'generation':>12}{'up':>10}{'memory':>12}"]
@@ -109,6 +127,10 @@ def page(found: Mapping[str, object]) -> str:
         lines.append(
             f"{name:<12}{organ['state']!s:<10}{organ['pid']!s:>6}{organ['generation']!s:>12}{up:>10}{memory:>12}"
         )
+    for name, kib in _object(found["pssKb"]).items():
+        lines.append(f"{name:<50}{f'{kib} KiB':>12}")
+    total = f"{_object(found['memory'])['totalKiB']} KiB"
+    lines.append(f"{'in all, pages that are shared counted once':<50}{total:>12}")
     return "\n".join(lines) + "\n"
 
 
@@ -122,6 +144,13 @@ def _object(item: object) -> dict[str, object]:
     if not isinstance(item, dict):
         raise TypeError(f"an object was expected, not {type(item).__name__}")
     return item
+
+
+def _rows(items: object) -> list[dict[str, object]]:
+    """What integrity says of each slot and the ESP, in its order."""
+    if not isinstance(items, list):
+        raise TypeError(f"a list was expected, not {type(items).__name__}")
+    return [{key: _object(item)[key] for key in CHECKED} for item in items]
 
 
 def _number(item: object) -> float:

@@ -20,6 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="S", help="end after S seconds")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write all records to FILE (pcapng)")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="show a recording")
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="DIRECTORY",
+        help="write each call and answer that is shown to a file of its own, beside a schema for it; "
+        "to read one: capnp decode --quiet DIRECTORY/gate.put.capnp Params <DIRECTORY/000001-....bin "
+        "(Results for an answer)",
+    )
     add_choice(parser)
 
 

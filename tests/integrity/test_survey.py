@@ -1,0 +1,204 @@
+"""Slots and an ESP as files, whole and damaged: what is said of each, whichever byte it is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from organs.integrity import fat, survey
+from spine.ground import calls
+from tests.integrity import disks, volumes
+
+SLOT, ESP, PARTS = disks.made()
+DRAWN = settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+Rows = dict[str, dict[str, object]]
+
+
+@pytest.fixture(autouse=True)
+def release_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "release.pub"
+    path.write_text(disks.PUBLIC.hex() + "\n")
+    monkeypatch.setattr(survey, "KEY", path)
+    return path
+
+
+async def surveyed(paths: Mapping[str, Path], flags: Mapping[str, int] | None = None) -> Rows:
+    """What a survey of these files says, and that it said it once."""
+    said: list[str] = []
+    with disks.opened(paths, flags) as fds:
+        made = survey.Survey(fds)
+        assert {row["verdict"] for row in made.rows()} == {"pending"}
+        await made.run(said.append)
+        rows = {str(row["name"]): row for row in made.rows()}
+    assert sorted(line.split()[0] for line in said) == ["esp", "slot-a", "slot-b"]
+    for line in said:
+        assert line.split()[2].rstrip(":") == rows[line.split()[0]]["verdict"]
+    return rows
+
+
+def verdicts(rows: Rows) -> list[object]:
+    return [rows[name]["verdict"] for name in ("slot-a", "slot-b", "esp")]
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Path]:
+    return disks.files(tmp_path)
+
+
+@pytest.mark.proves("INV-SLOT-5")
+async def test_a_whole_disk(paths: dict[str, Path]) -> None:
+    rows = await surveyed(paths)
+    assert verdicts(rows) == ["verified"] * 3
+    assert rows["slot-a"]["how"] in ("direct", "dropped")
+    assert rows["esp"]["how"] == "dropped"
+    assert all(row["differs"] == () and row["detail"] == "" for row in rows.values())
+
+
+@pytest.mark.proves("INV-SLOT-5")
+@given(at=st.integers(0, disks.SIZE - 1), bit=st.integers(0, 7))
+@DRAWN
+def test_any_flipped_bit_of_a_slot_is_found(tmp_path: Path, at: int, bit: int) -> None:
+    paths = disks.files(tmp_path)
+    disks.flip(paths["slot-b"], at, bit)
+    rows = trio.run(surveyed, paths)
+    assert verdicts(rows)[0::2] == ["verified", "verified"]
+    assert rows["slot-b"]["verdict"] in ("tampered", "unsigned")
+    inside = [part.name for part in PARTS if part.offset <= at < part.offset + part.length]
+    if rows["slot-b"]["verdict"] == "tampered" and inside and inside != ["root"]:
+        assert rows["slot-b"]["differs"] == tuple(inside)
+
+
+def contents() -> dict[str, list[tuple[int, int]]]:
+    """The places of each file's bytes on the ESP."""
+    read = disks.reader(ESP)
+    volume, nodes = fat.tree(read)
+    return {"/".join(n.path): list(fat.stretches(read, volume, n)) for n in nodes if not n.directory}
+
+
+CONTENTS = contents()
+
+
+@pytest.mark.proves("INV-SLOT-8")
+@pytest.mark.parametrize("name", CONTENTS)
+@given(data=st.data())
+@DRAWN
+def test_any_flipped_bit_of_a_file_of_the_esp_is_found_and_named(
+    tmp_path: Path, name: str, data: st.DataObject
+) -> None:
+    at, length = data.draw(st.sampled_from(CONTENTS[name]))
+    paths = disks.files(tmp_path)
+    disks.flip(paths["esp"], at + data.draw(st.integers(0, length - 1)), data.draw(st.integers(0, 7)))
+    rows = trio.run(surveyed, paths)
+    assert verdicts(rows) == ["verified", "verified", "tampered"]
+    assert rows["esp"]["differs"] == (name,)
+    assert rows["esp"]["detail"] == f"changed: {name}"
+
+
+# Where tables and directories lie: before the first file's bytes.
+TABLES_END = min(at for spans in CONTENTS.values() for at, _ in spans)
+
+
+@given(flips=st.lists(st.tuples(st.integers(0, TABLES_END - 1), st.integers(0, 7)), min_size=1, max_size=4))
+@DRAWN
+def test_rotten_tables_end_in_a_verdict(tmp_path: Path, flips: list[tuple[int, int]]) -> None:
+    paths = disks.files(tmp_path)
+    for at, bit in flips:
+        disks.flip(paths["esp"], at, bit)
+    rows = trio.run(surveyed, paths)
+    assert verdicts(rows)[:2] == ["verified", "verified"]
+    assert rows["esp"]["verdict"] in ("verified", "tampered")
+
+
+@pytest.mark.proves("INV-SLOT-8")
+async def test_files_that_come_and_go(paths: dict[str, Path], tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.write_bytes(b"evil")
+    volumes.mtools(paths["esp"], "mcopy", str(more), "::EFI/Linux/zz+3-0.efi")
+    volumes.mtools(paths["esp"], "mdel", "::loader/loader.conf")
+    volumes.mtools(paths["esp"], "mren", "::EFI/Linux/spine-a+3-0.efi", "spine-a+2-1.efi")
+    rows = await surveyed(paths)
+    assert rows["esp"]["verdict"] == "tampered"
+    assert rows["esp"]["detail"] == "extra: EFI/Linux/zz+3-0.efi; missing: loader/loader.conf"
+    assert rows["esp"]["differs"] == ("EFI/Linux/zz+3-0.efi", "loader/loader.conf")
+
+
+async def test_two_releases_and_a_slot_that_rotted(paths: dict[str, Path]) -> None:
+    paths["slot-a"].write_bytes(disks.made("2")[0])
+    rows = await surveyed(paths)
+    # The program of slot A on the ESP is still that of release 1.
+    assert verdicts(rows) == ["verified", "verified", "tampered"]
+    assert rows["esp"]["detail"] == "changed: EFI/Linux/spine-a+3-0.efi"
+    disks.flip(paths["slot-a"], PARTS[0].offset + 500)
+    rows = await surveyed(paths)
+    assert verdicts(rows) == ["tampered", "verified", "verified"]
+    assert rows["slot-a"]["differs"] == ("root",)
+
+
+@pytest.mark.proves("INV-SLOT-9")
+@pytest.mark.parametrize("name", ["slot-a", "slot-b", "esp"])
+async def test_what_cannot_be_read_holds_up_nothing_else(paths: dict[str, Path], name: str) -> None:
+    rows = await surveyed(paths, {name: os.O_WRONLY})
+    assert rows.pop(name)["verdict"] == "unreadable"
+    assert {row["verdict"] for row in rows.values()} == {"verified"}
+    rest = {other: path for other, path in paths.items() if other != name}
+    rows = await surveyed(rest)
+    assert rows.pop(name) == {
+        "name": name,
+        "verdict": "unreadable",
+        "detail": f"there is no device {name} here",
+        "differs": (),
+        "how": "",
+    }
+    assert {row["verdict"] for row in rows.values()} == {"verified"}
+
+
+@pytest.mark.container
+@pytest.mark.proves("INV-SLOT-9")
+@pytest.mark.parametrize("name", ["slot-a", "slot-b", "esp"])
+async def test_a_device_with_blocks_that_cannot_be_read(paths: dict[str, Path], name: str) -> None:
+    """A loop device whose file was cut off behind it answers as a disk with bad sectors does."""
+    devices: dict[str, tuple[str, int]] = {}
+    try:
+        for each, path in paths.items():
+            devices[each] = calls.loop(str(path), read_only=each != "esp")
+        os.truncate(paths[name], 190_000)
+        rows = await surveyed({each: Path(node) for each, (node, _) in devices.items()})
+    finally:
+        for _, fd in devices.values():
+            os.close(fd)
+    failed = rows.pop(name)
+    assert failed["verdict"] == "unreadable"
+    assert re.match(r"\[Errno 5\] Input/output error at byte \d+$", str(failed["detail"]))
+    assert {row["verdict"] for row in rows.values()} == {"verified"}
+
+
+async def test_a_device_that_ends_too_early(paths: dict[str, Path]) -> None:
+    os.truncate(paths["slot-a"], 100_000)
+    os.truncate(paths["esp"], 200_000)
+    rows = await surveyed(paths)
+    assert rows["slot-a"]["verdict"] in ("unsigned", "unreadable")
+    assert rows["slot-b"]["verdict"] == "verified"
+    assert rows["esp"]["verdict"] == "tampered"
+
+
+@pytest.mark.parametrize("text", [None, "", "00", "no hex"])
+async def test_without_a_release_key_nothing_is_verified(
+    paths: dict[str, Path], release_key: Path, text: str | None
+) -> None:
+    release_key.unlink()
+    if text is not None:
+        release_key.write_text(text)
+    rows = await surveyed(paths)
+    assert verdicts(rows) == ["unsigned"] * 3
+    assert "no release key" in str(rows["slot-a"]["detail"])
