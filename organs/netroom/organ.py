@@ -168,21 +168,23 @@ class Netroom:
         """
         below = self.settle()
         with in_room(room):
-            found = next((link for link in inside.links() if link.name == LINK), None)
-            if found is not None and found.kind == "macvlan":
-                inside.take_down(LINK, found.index)
-                inside.drop_addresses(LINK, found.index)
-                if below is not None and found.below == below.index:
-                    return found
-                # What carried it is not what carries rooms now.
-                inside.remove_link(LINK, found.index)
+            down(inside)
+            for found in macvlans(inside):
+                # What carried it is not what carries rooms now, or an incarnation ended while it was made.
+                if below is None or found.below != below.index or found.name != LINK:
+                    inside.remove_link(found.name, found.index)
             if below is None:
                 return None
-            mac = own_mac(room, self._mac(below))
-            self._parking.add_macvlan(below.index, namespace, LINK, mac)
-            made = next(link for link in inside.links() if link.name == LINK)
-            inside.without_own_address(LINK, made.index)
-            return made
+            if not macvlans(inside):
+                mac = own_mac(room, self._mac(below))
+                self._parking.add_macvlan(below.name, below.index, namespace, mac)
+                for made in macvlans(inside):
+                    inside.rename(made.name, made.index, LINK)
+            link = next((link for link in macvlans(inside) if link.name == LINK), None)
+            if link is None:
+                raise OSError(errno.ENODEV, "its link is gone again")
+            inside.without_own_address(LINK, link.index)
+            return link
 
     def _mac(self, nic: Nic) -> bytes:
         return next((link.mac for link in self._parking.links() if link.index == nic.index), b"")
@@ -429,6 +431,11 @@ def room_name(params: Mapping[str, object]) -> str:
     if not isinstance(name, str) or not ROOM_NAME.fullmatch(name):
         raise Failure(Code.INVALID, "netroom: a room's name is a letter and up to 14 letters and digits")
     return name
+
+
+def macvlans(inside: netlink.Namespace) -> list[Link]:
+    """The links in a room that netroom made. Raises OSError."""
+    return [link for link in inside.links() if link.kind == "macvlan"]
 
 
 def down(inside: netlink.Namespace) -> None:
