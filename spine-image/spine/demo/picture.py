@@ -11,6 +11,7 @@ from spine.demo.narrate import Kind
 
 COLUMNS: Final = 112
 LINE_PX, LETTER_PX, MARGIN_PX, BAR_PX = 17, 7.8, 14, 26
+FONTS: Final = "ui-monospace,DejaVu Sans Mono,Menlo,Consolas,monospace"
 BACKGROUND, FOREGROUND = "#14171c", "#c9d1d9"
 STYLES: Final = {
     Kind.TITLE: "fill:#ffffff;font-weight:bold",
@@ -33,15 +34,15 @@ def svg(lines: Sequence[tuple[Kind, str]], heading: str) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}">',
-        f"<style>text{{font:13px ui-monospace,DejaVu Sans Mono,Menlo,Consolas,monospace;white-space:pre}}{rules}"
-        "</style>",
+        f"<style>text{{font:13px {FONTS};white-space:pre}}{rules}</style>",
         f'<rect width="{width}" height="{height}" rx="8" fill="{BACKGROUND}"/>',
         f'<rect width="{width}" height="{BAR_PX}" rx="8" fill="#272c34"/>',
         *(
             f'<circle cx="{18 + 18 * at}" cy="{BAR_PX // 2}" r="5" fill="{colour}"/>'
             for at, colour in enumerate(("#ff5f57", "#febc2e", "#28c840"))
         ),
-        f'<text x="{width // 2}" y="{BAR_PX - 9}" text-anchor="middle" class="output">{escape(heading)}</text>',
+        f'<text x="{width // 2}" y="{BAR_PX - 9}" text-anchor="middle" class="output">'
+        f"{escape(heading)}</text>",
     ]
     for at, (kind, text) in enumerate(shown):
         if text:

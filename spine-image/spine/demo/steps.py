@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-# Writers at the same time: each may have a connection that opens while its last one closes, and a room has four.
+# Writers at the same time: each may open a connection while its last one closes, and a room has four.
 WRITERS: Final = 2
 # Of each writer: a second of load, ten on a slow ground.
 RECORDS: Final = 120
@@ -54,7 +54,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says. `wrong` is empty when it is as promised; `figures` are facts that are worth telling."""
+    """What a judge says. `wrong` is empty when it is as promised; `figures` are facts worth telling."""
 
     wrong: str = ""
     said: str = ""
@@ -144,8 +144,8 @@ def _cut(ground: str) -> Step:
     boot = "./spine boot --detach" if ground == "machine" else "./spine boot --container --detach"
     return Step(
         "Power cut",
-        "The power goes at once, without a word to anybody. linda starts by herself at boot, and has what she\n"
-        "stored. courier, another persona, asks for the same name and finds nothing.",
+        "The power goes at once, without a word to anybody. linda starts by herself at boot, and has what\n"
+        "she stored. courier, another persona, asks for the same name and finds nothing.",
         (
             Command("./spine cut", cut),
             _boots(boot, BOOT_S),
@@ -166,8 +166,8 @@ def _organ() -> Step:
     writers = " ".join("abcdefgh"[:WRITERS])
     return Step(
         "An organ killed under load",
-        f"{WRITERS} writers at once, and in the middle of it the gate, which keeps all records, is killed. Each key\n"
-        "that was acknowledged is written down here, outside, and read back.",
+        f"{WRITERS} writers at once; in the middle of it the gate, which keeps all records, is killed. Each\n"
+        "key that was acknowledged is written down here, outside, and read back.",
         (
             Command("./spine focus linda", went_well),
             Command(
@@ -179,7 +179,8 @@ def _organ() -> Step:
             Command("./spine call operator.probe name=kill organ=gate signal=9", killed),
             Command("wait", loaded, Way.AWAITED),
             Command(
-                f"cut -d' ' -f1 {kept} | ./spine exec linda -- sh -c 'while read k; do umbilical get $k; done'",
+                f"cut -d' ' -f1 {kept} | "
+                "./spine exec linda -- sh -c 'while read k; do umbilical get $k; done'",
                 read_back,
                 shown="^$",
             ),
@@ -191,8 +192,8 @@ def _organ() -> Step:
 def _focus() -> Step:
     return Step(
         "Focus",
-        "Only the persona that a person looks at runs. linda computes without end; when courier gets the focus,\n"
-        f"the kernel's counter of her processor time stands still for {WATCHED_S} seconds.",
+        "Only the persona that a person looks at runs. linda computes without end; when courier gets the\n"
+        f"focus, the kernel's counter of her processor time stands still, here for {WATCHED_S} seconds.",
         (
             Command(
                 "./spine exec linda -- sh -c 'while :; do :; done </dev/null >/dev/null 2>&1 &'", went_well
@@ -209,8 +210,8 @@ def _focus() -> Step:
 def _network() -> Step:
     return Step(
         "Network",
-        "A network exists only inside a room. courier, who has the focus, has an address from DHCP; the spine\n"
-        "itself has no card and no address.",
+        "A network exists only inside a room. courier, who has the focus, has an address from DHCP; the\n"
+        "spine itself has no card and no address.",
         (
             Command(
                 "./spine exec courier -- sh -c 'until ip addr show eth0 | grep \"inet \"; do sleep 1; done'",
@@ -222,19 +223,16 @@ def _network() -> Step:
 
 
 def _flipped() -> Step:
+    there = f"{FLIPPED}/alpine-spine/machine"
     return Step(
         "A flipped byte",
-        "On a copy of the disk one bit of the root is changed: the kernel refuses the block, and panics before\n"
-        "any program of the spine has run.",
+        "On a copy of the disk one bit of the root is changed: the kernel refuses the block, and panics\n"
+        "before any program of the spine has run.",
         (
-            Command(f"mkdir -p {FLIPPED}/alpine-spine/machine", went_well),
+            Command(f"mkdir -p {there}", went_well),
+            Command(f'cp --sparse=always "$XDG_STATE_HOME"/alpine-spine/machine/disk.* {there}', went_well),
             Command(
-                f'cp --sparse=always "$XDG_STATE_HOME"/alpine-spine/machine/disk.* {FLIPPED}/alpine-spine/machine',
-                went_well,
-            ),
-            Command(
-                f"printf {{byte}} | dd of={FLIPPED}/alpine-spine/machine/disk.img bs=1 seek={{offset}} "
-                "conv=notrunc status=none",
+                f"printf {{byte}} | dd of={there}/disk.img bs=1 seek={{offset}} conv=notrunc status=none",
                 went_well,
             ),
             Command(f"XDG_STATE_HOME={FLIPPED} ./spine boot --detach --no-restart", refused, limit_s=BOOT_S),
@@ -310,10 +308,7 @@ def killed(seen: Seen, facts: Facts) -> Verdict:
 
 
 def loaded(seen: Seen, facts: Facts) -> Verdict:
-    """Some were acknowledged after the kill; the longest time in which a writer got no acknowledgement.
-
-    Its own exit code says whether the last put of a writer went well, which it need not have.
-    """
+    """Some were acknowledged after the kill; the longest time in which a writer got no acknowledgement."""
     keys: list[str] = []
     last: dict[str, float] = {}
     gap_s = 0.0
@@ -325,6 +320,8 @@ def loaded(seen: Seen, facts: Facts) -> Verdict:
         gap_s = max(gap_s, at_s - last.get(writer, at_s))
         last[writer] = at_s
         keys.append(found[1])
+    if seen.code:
+        return Verdict(f"exit code {seen.code} instead of 0")
     if len(keys) <= int(str(facts["at_kill"])):
         return Verdict(f"none was acknowledged after the {len(keys)} of before the kill")
     unknown = WRITERS * RECORDS - len(keys)

@@ -12,11 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+from bus.envelope import Code
 from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground import accel, disk, state
 from spine.ground.console import LOOK_S, BootError, Silent
 from spine.ground.container import Container
+from spine.ground.port import PortFailure
 from spine.ground.qemu import SILENT_S, Machine
 from spine.ground.stages import Stage
 from spine.progress import Progress
@@ -28,8 +30,9 @@ HELP = "build what is missing and boot the spine: in QEMU, or in a container"
 
 # How long a boot takes on an ordinary host, for the progress line.
 ESTIMATE_S = {"kvm": 5.0, "tcg": 25.0}
-# How long the persona that starts by itself may take to have the focus: a room is made, a hand-over done.
-FOCUS_S = 30.0
+# How long the persona that starts by itself may take to have the focus: integrity has read the disk, a room
+# is made, a hand-over done. Tried: half a minute on an emulated machine whose host is busy.
+FOCUS_S = 90.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +96,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _say_who(running: Machine | Container, progress: Progress) -> None:
-    """Who can be spoken to; a persona that starts by itself is waited for, so that the next command finds it."""
+    """Who can be spoken to. A persona that starts by itself is waited for: the next command finds it."""
     with Lease(running) as lease:
         if persona := _focused(lease):
             progress.say(f"{persona} has the focus")
@@ -215,16 +218,21 @@ def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
 
 def _focused(lease: Lease) -> str:
     """The persona with the focus, once those that start by themselves have started; empty: nobody has it."""
-    wanted = any(
-        json.loads(row["manifest"])["autostart"]
-        for row in _rows(lease.port().call("integrity.personas")["personas"])
-    )
     end = time.monotonic() + FOCUS_S
-    while True:
-        answer = lease.port().call("freezer.rooms")
-        if answer["focus"] or not wanted or time.monotonic() > end:
-            return str(answer["focus"])
+    wanted: bool | None = None
+    focus = ""
+    while not focus and wanted is not False and time.monotonic() < end:
+        try:
+            if wanted is None:
+                personas = lease.port().call("integrity.personas")["personas"]
+                wanted = any(json.loads(row["manifest"])["autostart"] for row in _rows(personas))
+            focus = str(lease.port().call("freezer.rooms")["focus"])
+        except PortFailure as failure:
+            # Just after a boot integrity reads the whole disk, and an emulated one keeps it from answering.
+            if failure.failure.code not in (Code.DEADLINE, Code.PEER_DIED):
+                raise
         time.sleep(LOOK_S)
+    return focus
 
 
 def _rows(value: object) -> list[dict[str, str]]:

@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
                 ) from error
             figures = {"writes": lost.writes, "lost": lost.lost, "lostBytes": lost.lost_bytes}
             did = (
-                f"QEMU was killed, and of its {lost.writes} writes to the disk the {lost.lost} that no flush\n"
-                f"had followed ({lost.lost_bytes} bytes) were thrown away"
+                f"QEMU was killed, and of its {lost.writes} writes to the disk the {lost.lost} which no\n"
+                f"flush had followed ({lost.lost_bytes} bytes) were thrown away"
             )
     if args.json:
         sys.stdout.write(json.dumps({"cut": kind, **figures}) + "\n")

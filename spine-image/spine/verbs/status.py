@@ -1,8 +1,8 @@
 """`./spine status`: what runs, as the spine itself says; `--json` is a contract for scripts.
 
 Touches: the operator's port. Invents nothing: what the host knows (process, disk, ground) and what the
-operator answers (organs, memory, network), what integrity says of the disk and the freezer of the rooms are put side
-by side.
+operator answers (organs, memory, network), what integrity says of the disk and the freezer of the rooms are
+put side by side.
 """
 
 import argparse
