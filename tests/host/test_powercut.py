@@ -162,6 +162,35 @@ def test_a_write_outside_of_the_disk_is_refused(tmp_path: Path) -> None:
         powercut.replay(base, log, 2, target)
 
 
+@pytest.mark.proves("INV-HOST-4")
+def test_a_ground_is_left_as_the_cut_leaves_it(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(DISK_SECTORS * SECTOR))
+    assert not powercut.logged(tmp_path)
+    powercut.begin(disk, tmp_path)
+    assert powercut.logged(tmp_path)
+    asked: list[Request] = [("write", 0, 2, 1), ("flush", 0, 0, 0), ("write", 1, 3, 2), ("fua", 8, 1, 3)]
+    (tmp_path / powercut.LOG_FILE).write_bytes(log_of(asked))
+    # What QEMU wrote through to the file, flushed or not, does not count.
+    disk.write_bytes(b"\xff" * (DISK_SECTORS * SECTOR))
+    assert powercut.finish(disk, tmp_path) == powercut.Lost(writes=3, lost=1, lost_bytes=3 * SECTOR)
+    assert fills(disk) == bytes([1, 1, 0, 0, 0, 0, 0, 0, 3]) + bytes(DISK_SECTORS - 9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.img"]
+
+
+def test_a_log_that_cannot_be_read_leaves_the_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"x" * SECTOR)
+    powercut.begin(disk, tmp_path)
+    (tmp_path / powercut.LOG_FILE).write_bytes(log_of([("write", 0, 2, 1)]))
+    with pytest.raises(LogError):
+        powercut.finish(disk, tmp_path)
+    assert disk.read_bytes() == b"x" * SECTOR
+    assert not (tmp_path / "disk.cut").exists()
+    powercut.forget(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.img"]
+
+
 @contextmanager
 def qemu(disk: Path, log: Path, directory: Path) -> Iterator[Qmp]:
     """A QEMU without a guest, whose own monitor writes to the disk."""

@@ -235,13 +235,17 @@ class _Running:
         return Seen(int(code), "".join(self._output), "".join(self._errors), took_s)
 
     def end(self) -> None:
-        """End it, gently first: an interrupted boot ends what it started."""
-        for number in (signal.SIGINT, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._child.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(END_S)
-                return
+        """End it, gently first: an interrupted boot ends what it started. Then all that is left of it."""
+        self._signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(END_S)
+        # Also where the shell has ended: what it ran in the background did not hear the first.
+        self._signal(signal.SIGKILL)
+        self._child.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, number)
 
     def _read(self, stream: IO[str], kept: list[str], kind: Kind) -> None:
         size = 0

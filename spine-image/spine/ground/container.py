@@ -268,8 +268,10 @@ class Container:
         What was not yet on its device is gone. What the device had taken and not flushed stays, unlike after
         `Machine.cut`; so does all that was written to other files. SpineError (1, 5, 124), OSError.
         """
-        group = self._group()
-        gate = (group / "organs/gate/cgroup.procs").read_text(encoding="ascii").split() if group else []
+        group, gate = self._group(), list[str]()
+        if group is not None:
+            with contextlib.suppress(FileNotFoundError):
+                gate = (group / "organs/gate/cgroup.procs").read_text(encoding="ascii").split()
         if group is None or not gate:
             raise SpineError(
                 "the power cannot be cut honestly",

@@ -97,7 +97,7 @@ def finish(disk: Path, directory: Path) -> Lost:
     base, log, new = directory / BASE_FILE, directory / LOG_FILE, disk.with_suffix(".cut")
     entries = read(log)
     try:
-        replay(base, log, len(entries), new)
+        replay(base, log, len(entries), new)  # INV-HOST-4
         new.rename(disk)
     finally:
         new.unlink(missing_ok=True)

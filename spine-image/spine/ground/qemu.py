@@ -316,7 +316,7 @@ class Machine:
 
         SpineError (5): the machine was not started with its writes logged. LogError.
         """
-        if self.disk is None or not powercut.logged(self.directory):
+        if self.disk is None or not powercut.logged(self.directory):  # INV-HOST-4
             raise SpineError(
                 "the power cannot be cut honestly",
                 "what this machine wrote and did not flush is in no log, so killing QEMU would lose nothing",
