@@ -10,9 +10,11 @@ from typing import cast
 
 import pytest
 
+from bus.envelope import Code, Failure
+from organs.persona import Refusal
 from spine import cli, paths
 from spine.errors import Exit, SpineError
-from spine.ground.port import Port
+from spine.ground.port import Port, PortFailure
 from spine.image import keys
 from spine.persona import recipe
 from spine.verbs import persona as verb
@@ -184,14 +186,15 @@ def test_list_without_a_spine(capsys: pytest.CaptureFixture[str]) -> None:
 class Remembers:
     """The other end of a port: keeps what was asked, and fails at one method when told to."""
 
-    def __init__(self, fails_at: str = "") -> None:
+    def __init__(self, fails_at: str = "", error: SpineError | None = None) -> None:
         self.asked: list[tuple[str, Mapping[str, object]]] = []
         self._fails_at = fails_at
+        self._error = error or SpineError("no", "because", "try", Exit.REFUSED)
 
     def call(self, method: str, params: Mapping[str, object]) -> dict[str, object]:
         self.asked.append((method, params))
         if method == self._fails_at:
-            raise SpineError("no", "because", "try", Exit.REFUSED)
+            raise self._error
         return {"ticket": 7, "persona": {"name": "linda", "version": 1, "keyId": "00"}}
 
 
@@ -212,3 +215,23 @@ def test_half_an_image_is_given_up(method: str) -> None:
     with pytest.raises(SpineError, match="no"):
         verb.send(cast(Port, port), b"x" * 100, "linda")
     assert port.asked[-1] == ("integrity.abandon", {"ticket": 7})
+
+
+@pytest.mark.parametrize("kind", Refusal)
+def test_each_refusal_of_the_spine_says_what_helps(kind: Refusal) -> None:
+    failure = Failure(Code.REFUSED, f"{kind.value}: manifest: it is so")
+    port = Remembers("integrity.commit", PortFailure("integrity.commit", failure))
+    with pytest.raises(SpineError) as refused:
+        verb.send(cast(Port, port), b"x" * 100, "linda")
+    error = refused.value
+    assert error.what == f"the spine refuses the persona linda: {kind.value}"
+    assert (error.why, error.exit_code) == ("manifest: it is so", Exit.REFUSED)
+    assert error.fix.partition("persona")[1]
+    assert "NAME" not in error.fix
+
+
+def test_another_failure_of_the_spine_is_told_as_it_is() -> None:
+    failure = PortFailure("integrity.commit", Failure(Code.CORRUPT, "the device cannot be read"))
+    with pytest.raises(PortFailure) as raised:
+        verb.send(cast(Port, Remembers("integrity.commit", failure)), b"x", "linda")
+    assert raised.value is failure

@@ -20,4 +20,7 @@ class Boot(Enum):
     CUT_SEEDED_AFTER = "the get after the cut of that gate"
     FLIPPED_ROOT = "a flipped byte in a block that boot reads"
     FLIPPED_TREE = "a flipped byte in the hash tree"
+    WRITES = "two rooms write as they like, behind the write log"
     BUILDER = "checked devices of the builder, and a network card that is parked"
+    OFFENDER = "an organ that takes memory without end, until its memory.max ends it"
+    ENDLESS = "a caller whose message never ends, until its callee's memory.max ends the callee"

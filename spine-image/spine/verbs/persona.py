@@ -20,6 +20,7 @@ from organs.persona import Persona, PersonaRefused
 from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground.attach import add_choice, attach
+from spine.ground.port import PortFailure
 from spine.ground.stages import plain
 from spine.persona import image, recipe
 from spine.persona.build import SUFFIX, build, out_file, refused, replace
@@ -226,7 +227,13 @@ def _list(args: argparse.Namespace) -> Answer:
     assert isinstance(found, list)
     for each in found:
         row = rows.setdefault(each["name"], {"name": each["name"], "recipe": False, "built": False})
-        row["installed"] = {"version": each["version"], "keyId": each["keyId"], "bytes": each["length"]}
+        # Of a damaged one the spine lists what it remembers, without the text that was signed.
+        row["installed"] = {
+            "version": each["version"],
+            "keyId": each["keyId"],
+            "bytes": each["length"],
+            "damaged": not each["manifest"],
+        }
     listed = [rows[name] for name in sorted(rows)]
     return {"personas": listed, "running": running, "text": _table(listed, running)}
 
@@ -237,6 +244,7 @@ def _table(rows: list[Answer], running: bool) -> str:
         there = row["installed"]
         if isinstance(there, Mapping):
             state = f"version {there['version']}, key {there['keyId']}, {_size(int(there['bytes']))}"
+            state += ", DAMAGED" if there["damaged"] else ""
         else:
             state = "no" if running else "?"
         words = ["yes" if row[key] else "no" for key in ("recipe", "built")]
@@ -281,13 +289,32 @@ def send(port: "Port", data: bytes, name: str) -> Mapping[str, object]:
                 port.call("integrity.chunk", {"ticket": ticket, "offset": at, "data": chunk})
                 progress.note(f"{at * 100 // len(data)} %")
             installed = port.call("integrity.commit", {"ticket": ticket})["persona"]
-    except BaseException:
+    except BaseException as error:
         # The first failure is the one to tell, whatever becomes of giving up.
         with contextlib.suppress(SpineError):
             port.call("integrity.abandon", {"ticket": ticket})
-        raise
+        kind, _, rule = error.why.partition(":") if isinstance(error, PortFailure) else ("", "", "")
+        if kind not in _MENDS:
+            raise
+        raise SpineError(
+            f"the spine refuses the persona {name}: {kind}",
+            rule.strip(),
+            _MENDS[kind].replace("NAME", name),
+            Exit.REFUSED,
+            kind.replace(" ", "-"),
+        ) from error
     assert isinstance(installed, Mapping)
     return installed
+
+
+# What helps against each kind of refusal.
+_MENDS = {
+    **dict.fromkeys(("unsigned", "truncated", "altered", "malformed"), "./spine persona build NAME"),
+    "foreign key": "./spine persona inspect FILE; ./spine persona sign FILE   # when you trust it as it is",
+    "downgrade": "$EDITOR personas/NAME/persona.toml   # raise version",
+    "other identity": "./spine persona remove NAME   # when the new one is to take its place",
+    "full": "./spine persona list; ./spine persona remove ANOTHER",
+}
 
 
 def _remove(args: argparse.Namespace) -> Answer:
@@ -322,8 +349,8 @@ def _log(args: argparse.Namespace) -> Answer | None:
         # The port is for one at a time, so it is let go between two looks.
         with attach(args.ground).port() as port:
             while True:
-                answer = port.call("freezer.console", {"persona": name, "after": after})
-                data, seen = answer["data"], answer["after"]
+                answer = port.call("freezer.console", {"persona": name, "after": after, "waitMs": 0})
+                data, seen = answer["data"], answer["next"]
                 assert isinstance(data, bytes)
                 assert isinstance(seen, int)
                 if args.follow:

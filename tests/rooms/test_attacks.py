@@ -1,0 +1,66 @@
+"""Each attack on a room succeeds where nothing protects: an attack that always fails would prove nothing.
+
+The attacks themselves are made in rooms by tests/integration/test_attacks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.rooms import controls
+from tests.rooms.attacks import ATTACKS, Answer, Attack, Misused, answers
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def unprotected(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Answer]:
+    """How every attack ends as root without a room."""
+    folder = tmp_path_factory.mktemp("attacks")
+    program = controls.compiled(HERE / "attack.c", folder / "attack")
+    return controls.tried(ATTACKS, program, folder)
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_an_attack_succeeds_where_nothing_protects(unprotected: Mapping[str, Answer], attack: Attack) -> None:
+    answer = unprotected[attack.name]
+    if not answer.reached and answer.error in attack.absent:
+        pytest.skip(f"no control here: this kernel has nothing for {attack.name} to reach: {answer.said}")
+    assert answer.reached, f"{attack.name}: {answer.said}"
+
+
+def test_each_attack_has_a_name_of_its_own() -> None:
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+    assert len({attack.words for attack in ATTACKS}) == len(ATTACKS)
+
+
+def test_an_attack_that_was_not_made_is_no_refusal() -> None:
+    assert answers("1 reached: it\n2 refused: EPERM mount\n", 2) == [
+        Answer(True, "it"),
+        Answer(False, "EPERM mount"),
+    ]
+    for text in ("1 misused: no such attack\n", "1 reached: it\n", "", "1 reached: it\n1 reached: it\n", "x"):
+        with pytest.raises(Misused):
+            answers(text, 2)
+
+
+@given(st.text(), st.integers(1, 5))
+def test_whatever_a_room_prints_is_answers_or_misused(text: str, wanted: int) -> None:
+    try:
+        found = answers(text, wanted)
+    except Misused:
+        return
+    assert len(found) == wanted
+
+
+@pytest.mark.container
+def test_the_world_of_the_controls_leaves_nothing(unprotected: Mapping[str, Answer]) -> None:
+    assert unprotected
+    assert not list(controls.unified().glob("spine-attack-*"))
+    assert not list(Path("/tmp").glob("attack-??????"))
