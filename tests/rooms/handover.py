@@ -34,12 +34,14 @@ from spine.ground.port import schemas
 from tests.fire.bugs import Bug
 from tests.fire.evidence import commit, covered
 from tests.fire.rig import Overlay, answers, development, risen
-from tests.rooms.bugs import BUGS
-from tests.rooms.rig import NAMES, PATIENCE_S, House, Watching, images
+from tests.rooms.house import NAMES, PATIENCE_S, House, Watching, images
 
 EVIDENCE = paths.ROOT / "docs/evidence/handover.json"
 # What is under test, and the harness.
-COVERED = ("organs", "bus", "schemas", "personas", "tests/rooms", "tests/fire")
+COVERED = (
+    *("organs", "bus", "schemas", "tests/fire/rig.py"),
+    *("tests/rooms/watcher.py", "tests/rooms/house.py", "tests/rooms/handover.py"),
+)
 VICTIMS: Final = (
     *("freezer", "builder", "umbilical", "netroom"),  # each has a part in a hand-over
     *("integrity", "gate", "zygote", "operator"),
@@ -52,7 +54,36 @@ BUG_HAND_OVERS, BUG_KILLS = 60, 20
 # Of the hand-overs, so many are the wish of a room; and so often one is ended and made again.
 WISH_SHARE, ANEW_SHARE = 0.25, 0.08
 # A kill within a hand-over falls at most so long after it was asked for. Most take less, so some fall after.
-WITHIN_S: Final = 0.04
+WITHIN_S, ANEW_S = 0.04, 0.15
+
+ORGAN: Final = "organs/freezer/organ.py"
+DECISION: Final = "organs/freezer/focus.py"
+
+# Freezers that break a promise in one place, which the harness must notice.
+BUGS: Final = (
+    Bug(
+        "a freezer that takes asked for confirmed",
+        ORGAN,
+        {"elif standing.asked and standing.frozen and phase": "elif standing.asked and phase"},
+        "were awake at one moment",
+    ),
+    Bug(
+        "a restarted freezer that takes every room for frozen",
+        DECISION,
+        {"Kernel.AWAKE: Phase.RUNNING}": "Kernel.AWAKE: Phase.FROZEN}"},
+        "not settled",
+    ),
+    Bug(
+        "a restarted freezer that wakes somebody",
+        DECISION,
+        {
+            "    elif awake:\n": "    elif not awake and turn.rooms:\n"
+            "        turn.enter(Move(None, min(turn.rooms), Step.THAW, back=True))\n"
+            "    elif awake:\n"
+        },
+        "woke",
+    ),
+)
 
 
 @dataclass
@@ -93,7 +124,7 @@ class Round:
         wish = had != "" and self._dice.random() < WISH_SHARE
         victim = self._victim() if kill else ""
         when = self._dice.choice(("before", "within", "within", "after"))
-        delay_s = self._dice.random() * WITHIN_S
+        delay_s = self._dice.random() * (ANEW_S if anew else WITHIN_S)
         if anew:
             doing = threading.Thread(target=self._anew, args=(target,))
         elif wish:
@@ -142,7 +173,7 @@ class Round:
         before = self._house.spine.children()
         self._hit("freezer", before)
         self._consequences("freezer", before)
-        if (now := self._house.focus()):
+        if now := self._house.focus():
             self.wrong.append(f"a restarted freezer woke {now}")
 
     def _consequences(self, victim: str, before: Mapping[str, Mapping[str, object]]) -> None:
@@ -209,7 +240,7 @@ def round_of(
     overlay: Overlay,
     made: Mapping[str, bytes],
     *,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
     """A fresh spine with its rooms, so many hand-overs with kills among them, and the reckoning."""
     result = Result()
@@ -226,7 +257,8 @@ def round_of(
                 turn.act(number in killing)
                 if turn.wrong or watching.violations:
                     break
-                say(f"{number + 1} of {hand_overs} hand-overs, {sum(result.kills.values())} kills")
+                if say is not None:
+                    say(f"{number + 1} of {hand_overs} hand-overs, {sum(result.kills.values())} kills")
             else:
                 turn.finish()
         finally:
@@ -255,9 +287,7 @@ class Evidence:
     def __init__(self, seed: str, command: str) -> None:
         self.seed, self.command, self.covered = seed, command, covered(COVERED)
         self.rounds = 0
-        self.counters = {
-            name: Counter[str]() for name in ("handOvers", "kills", "ends", "watched")
-        }
+        self.counters = {name: Counter[str]() for name in ("handOvers", "kills", "ends", "watched")}
         self.caught: dict[str, int] = {}
 
     def resume(self, path: Path) -> None:

@@ -262,9 +262,7 @@ class Watcher:
         now = time.monotonic_ns()
         if seen is not room.state:
             self.counts["changes"] += 1
-            self._say(
-                "change", room=room.name, was=room.state.value if room.state else None, now=seen.value
-            )
+            self._say("change", room=room.name, was=room.state.value if room.state else None, now=seen.value)
             room.state, room.since_ns, room.used = seen, now, None
             if seen is not State.FROZEN:
                 room.told = None
@@ -321,22 +319,22 @@ class Watcher:
             after = first.look()
         except Gone:
             return
-        readings = [
+        one, two = (
             Reading(each.populated, each.frozen, each.asked, count)
             for each, count in ((before, asked), (after, asked_again))
-        ]
+        )
         names = frozenset((first.name, second.name))
         if (
-            state(readings[0], first.state) in AWAKE
-            and state(readings[1], first.state) in AWAKE
+            state(one, first.state) in AWAKE
+            and state(two, first.state) in AWAKE
             and state(other, second.state) in AWAKE
-            and awake_between(*readings, inner, outer)
+            and awake_between(one, two, inner, outer)
             and names != self._overlap
         ):
             self._overlap = names
             self._violation(
                 f"{first.name} and {second.name} were awake at one moment",
-                first=[asdict(reading) for reading in readings],
+                first=[asdict(one), asdict(two)],
                 second=asdict(other),
                 bracketNs=outer,
             )

@@ -20,10 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from bus.envelope import Code
 from organs import persona
 from spine import paths
 from spine.errors import Exit, SpineError
+from spine.ground import wire
 from spine.ground.port import PortFailure
 from spine.image import keys
 from spine.persona import build, image
@@ -33,8 +36,8 @@ from tests.fire.rig import Overlay, Spine, children_of, number_inside
 
 BODY_OF = "linda"
 MIB: Final = 1024**2
-# A machine's own limit of processes is not on every ground, so this one counts for itself: four chains in which
-# each process makes the next and ends, and two dozen children at a time.
+# A limit of processes is not on every ground, so this one counts for itself: four chains in which each
+# process makes the next and ends, and two dozen children at a time.
 FORKING = (
     """export S='sh -c "$S" &';for i in 1 2 3 4;do sh -c "$S" & done;"""
     "while :;do n=0;while [ $n -lt 24 ];do : & n=$((n+1));done;wait;done"
@@ -70,28 +73,42 @@ MAY_END: Final = frozenset(
 SETTLED: Final = {"running": "thawed", "frozen": "frozen"}
 
 
-def sealed(kind: Kind, body: bytes, text: bytes) -> bytes:
-    """The signed image of one of them, out of another's body and manifest."""
-    document = json.loads(text)
-    document |= {
-        "name": kind.name,
-        "init": ["/bin/sh", "-c", kind.script],
-        "console": False,
-        "autostart": False,
-        "network": {"use": kind.network, "inbound": []},
-        "limits": {"memoryBytes": 64 * MIB, "pids": 256, "writableBytes": 4 * MIB},
-    }
-    secret = keys.persona_key()
-    return body + image.seal(persona.canonical(document), keys.public_bytes(secret), secret.sign)
+@dataclass(frozen=True)
+class Source:
+    """What images are made of: the body of one, and its manifest's text."""
+
+    body: bytes
+    text: bytes
+
+    @classmethod
+    def of(cls, name: str, home: Path) -> Source:
+        """Of a persona of the tree, which is built and left in `home`."""
+        data = build.build(name, Progress(), out=home).path.read_bytes()
+        described, _ = image.described(data)
+        _, _, _, text = persona.split(data[-persona.MANIFEST_BYTES :])
+        return cls(data[: described.tree.offset + described.tree.length], text)
+
+    def sealed(self, secret: Ed25519PrivateKey, **other: object) -> bytes:
+        """A signed image of this body; `other` replaces keys of the manifest."""
+        text = persona.canonical({**json.loads(self.text), **other})
+        return self.body + image.seal(text, keys.public_bytes(secret), secret.sign)
 
 
 def images(home: Path) -> dict[str, bytes]:
     """The three images, by name."""
-    data = build.build(BODY_OF, Progress(), out=home).path.read_bytes()
-    described, _ = image.described(data)
-    body = data[: described.tree.offset + described.tree.length]
-    _, _, _, text = persona.split(data[-persona.MANIFEST_BYTES :])
-    return {kind.name: sealed(kind, body, text) for kind in KINDS}
+    source, secret = Source.of(BODY_OF, home), keys.persona_key()
+    return {
+        kind.name: source.sealed(
+            secret,
+            name=kind.name,
+            init=["/bin/sh", "-c", kind.script],
+            console=False,
+            autostart=False,
+            network={"use": kind.network, "inbound": []},
+            limits={"memoryBytes": 64 * MIB, "pids": 256, "writableBytes": 4 * MIB},
+        )
+        for kind in KINDS
+    }
 
 
 class Watching:
@@ -220,7 +237,9 @@ class House:
             code = failure.failure.code
             self.ends.count(f"{name} {code.name}")
             if code not in MAY_END:
-                self.ends.violations.append(f"{name} {params} was told {code.name}: {failure.failure.message}")
+                self.ends.violations.append(
+                    f"{name} {params} was told {code.name}: {failure.failure.message}"
+                )
         except SpineError as error:
             # The operator died under it: that is an end of what went over it. Silence is none.
             self.ends.count(f"{name} connection ended")
@@ -307,14 +326,19 @@ class House:
                 return
 
     def serves(self) -> None:
-        """The room that has the focus is entered and heard. That it is not, in time, is a violation."""
+        """The room that has the focus is entered, is heard, and has its network. That not is a violation."""
         end = time.monotonic() + PATIENCE_S
-        said: str | None = None
         while (name := self.focus()) and not self.ends.violations:
-            said = self.run(name, "umbilical", "status")
-            if said == "exit 0":
+            said = {argv[0]: self.run(name, *argv) for argv in self._proofs(name)}
+            if set(said.values()) == {"exit 0"}:
                 return
             if time.monotonic() > end:
                 self.ends.violations.append(f"{name} is not served: {said}")
-                return
             time.sleep(POLL_S)
+
+    def _proofs(self, name: str) -> list[tuple[str, ...]]:
+        """Programs that end well in a room that has all that it should have."""
+        proofs: list[tuple[str, ...]] = [("umbilical", "status")]
+        if self.spine.container.wire and next(kind.network for kind in KINDS if kind.name == name):
+            proofs.append(("sh", "-c", f"echo | nc -w 2 {wire.ROUTER.ip} {wire.ECHO_PORT}"))
+        return proofs
