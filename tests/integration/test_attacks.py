@@ -8,6 +8,7 @@ one, of the same image, holds one of each thing that could be reached; then the 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import re
 import struct
@@ -30,6 +31,20 @@ from tests.rooms.inside import ALPHA, ATTACK, BETA, NOISE, PIDS, UMBILICAL, Room
 SOCKET = "/run/umbilical"
 # What every victim must have made, or the attack on it would be one on nothing.
 MADE = ("abstract", "path", "tcp", "sysv-memory", "sysv-queue", "sysv-semaphore", "posix-queue", "file")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("container", marks=pytest.mark.container),
+        pytest.param("machine", marks=pytest.mark.machine),
+    ],
+)
+def live(request: pytest.FixtureRequest) -> Live:
+    """The spine on each ground in turn, all tests of this module on one before the other."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Live)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +293,8 @@ PLACES = (
     "run/umbilical",
     "etc/resolv.conf",
 )
+# The spine takes no other image of a version that it had, also after the persona was removed.
+VERSIONS = itertools.count(1)
 TRICKS = {"up": "../../../../../../tmp/spine-trick", "absolute": "/usr/bin", "itself": "itself"}
 
 
@@ -291,7 +308,7 @@ def test_an_image_with_a_link_where_the_spine_mounts_is_refused_or_harmless(
     before = live.table()
     data = inside.squashed(tmp_path, {place: TRICKS[trick]})
     name = "trick"
-    rooms.persona("install", str(inside.persona_file(tmp_path, name, data)))
+    rooms.persona("install", str(inside.persona_file(tmp_path, name, data, next(VERSIONS))))
     try:
         rooms.persona("start", name, code=None)
         if name in rooms.rooms():
