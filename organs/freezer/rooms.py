@@ -220,8 +220,12 @@ class Rooms:
             self._nursery.start_soon(self._pump, room, room.console)
 
     async def _pump(self, room: Room, console: Console) -> None:
-        with room.scope:
-            await console.pump()
+        try:
+            with room.scope:
+                await console.pump()
+        finally:
+            # Here and not in `forget`: cancelled is not over, and by then the number may be somebody else's.
+            os.close(room.fds[CONSOLE])
 
     async def perform(self, step: Step, name: str) -> None:
         """REVOKE, CUT, CONNECT or GRANT. Raises Failure, OSError. No device is lent to a room yet."""
@@ -245,8 +249,9 @@ class Rooms:
         if room is None:
             return
         room.scope.cancel()
-        for fd in room.fds.values():
-            os.close(fd)
+        for what, fd in room.fds.items():
+            if what != CONSOLE or room.console is None:
+                os.close(fd)
         assert self._nursery is not None
         self._nursery.start_soon(self._let_go, name, tuple(room.fds), room.facts.inbound is not None)
 

@@ -122,7 +122,7 @@ def _networks() -> Iterator[Attack]:
     for layer in ("tls", "espintcp"):
         yield Attack(f"tcp-layer-{layer}", f"tcp-layer {layer}", (21,), absent=NO_FILE)
     yield Attack("udp-layer", "udp-layer", (21,), absent=frozenset({"ENOPROTOOPT"}))
-    yield Attack("out-of-band", "out-of-band", (22,), absent=frozenset({"EOPNOTSUPP"}), needs="kernel-config")
+    yield Attack("out-of-band", "out-of-band", (22,), absent=frozenset({"EOPNOTSUPP"}))
 
 
 def _kernel() -> Iterator[Attack]:

@@ -158,24 +158,30 @@ class Rooms:
 
     @contextlib.contextmanager
     def started(self, name: str, *command: str, until: str, stdin: bytes = b"") -> Iterator[list[str]]:
-        """A program in the room that goes on meanwhile; the lines up to the one that it is waited for."""
+        """A program in the room that goes on meanwhile; the lines up to the one that it is waited for.
+
+        Who goes away from ./spine exec leaves the program behind, so it is ended in the room, which has the
+        focus afterwards.
+        """
         words = [str(paths.ROOT / "spine"), "exec", f"--{self.ground}", name, "--", *command]
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(stdin.decode("latin-1"))
+                process.stdin.write(stdin)
                 process.stdin.close()
                 seen: list[str] = []
                 for line in process.stdout:
-                    seen.append(line.rstrip("\n"))
+                    seen.append(line.decode(errors="replace").rstrip("\n"))
                     if seen[-1] == until:
                         break
                 else:
                     raise AssertionError(f"{command}: it ended after {seen}")
                 yield seen
             finally:
-                process.kill()
+                self.focus(name)
+                self.exec(name, ATTACK, "end", command[1])
+                process.wait(LIMIT_S)
 
     def rooms(self) -> dict[str, dict[str, object]]:
         """The rooms as status shows them."""
