@@ -3,6 +3,7 @@
 
 using import "spine.capnp".callers;
 using import "spine.capnp".deadlineMs;
+using import "spine.capnp".event;
 using import "spine.capnp".fd;
 using import "spine.capnp".gives;
 using import "spine.capnp".idempotent;
@@ -75,10 +76,9 @@ interface Freezer @0x95d7c20e4ab8f613 {
     $callers(["umbilical"]) $deadlineMs(1000) $idempotent;
   # The umbilical has come to rest with the room, as it was asked to under this number.
 
-  watch @4 (seen :UInt64) -> (version :UInt64, lines :List(Line))
-    $callers(["umbilical"]) $deadlineMs(10000) $idempotent;
-  # The line of each room, once their version is not `seen`; at once when `seen` is not the present one, and with
-  # nothing new after a few seconds. No version is used by two incarnations.
+  line @4 (line :Line) -> ()
+    $callers(["umbilical"]) $event;
+  # What may be done with a room from now on. Until it is told the first time, nothing may.
 
   start @5 (persona :Text) -> ()
     $callers(["operator"]) $deadlineMs(60000);
@@ -106,4 +106,8 @@ interface Freezer @0x95d7c20e4ab8f613 {
   takeListener @10 (room :Text, cgroup :UInt64) -> (store :Text, uidBase :UInt32, uidCount :UInt32)
     $callers(["umbilical"]) $deadlineMs(5000) $idempotent $gives;
   # The listening socket of the room with this number, and who may speak on it: these user ids.
+
+  gone @11 (room :Text) -> ()
+    $callers(["umbilical"]) $event;
+  # The room is no more.
 }

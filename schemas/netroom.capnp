@@ -3,6 +3,7 @@
 
 using import "spine.capnp".callers;
 using import "spine.capnp".deadlineMs;
+using import "spine.capnp".event;
 using import "spine.capnp".fd;
 using import "spine.capnp".idempotent;
 
@@ -45,4 +46,9 @@ interface Netroom @0xb7d4e09a3c58f162 {
   forget @3 (room :Text) -> ()
     $callers(["freezer"]) $deadlineMs(5000) $idempotent;
   # The room is gone: the address it had is not asked for again.
+
+  connected @4 (room :Text, address :Text) -> ()
+    $callers(["freezer"]) $event;
+  # The room has the network, and this address with its prefix length, or none yet. A connected room that the
+  # present state does not name lost its network with an earlier incarnation, and is to be connected again.
 }

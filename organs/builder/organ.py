@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from organs import layout
-from organs.builder import entry, protocol, rooms, verdict
+from organs.builder import entry, protocol, rooms, threshold, verdict
 from organs.builder.errands import Errands, refused
 from organs.builder.protocol import (
     DATAGRAM_BYTES_MAX,
@@ -77,6 +77,7 @@ class Builder:
         `homes` is the directory whose directories are the cgroups of rooms.
         """
         self.errands = Errands(generation)
+        threshold.filters()
         self._homes = homes
         self._generation = generation
         self._nodes = nodes

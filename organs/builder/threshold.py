@@ -38,6 +38,12 @@ class Program:
     network: bool
 
 
+def filters() -> Mapping[bool, bytes]:
+    """The filters of rooms, by whether there is a network. The builder asks once, before it makes any."""
+    both = {False: frozenset({ROOM}), True: frozenset({ROOM, ROOM_NETWORK})}
+    return {network: seccomp.prepared(groups) for network, groups in both.items()}
+
+
 class Elsewhere(OSError):
     """The working directory is not inside the room."""
 
@@ -62,7 +68,7 @@ def cross(program: Program, standard: Sequence[int]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         privileges.become_room_root(_KEPT)
-        seccomp.confine_program({ROOM, ROOM_NETWORK} if program.network else {ROOM})  # INV-ROOM-8
+        seccomp.confine_program(filters()[program.network])  # INV-ROOM-8
         _run(program)
     except OSError as error:
         _end(EXIT_KERNEL, f"unable to start {program.argv[0]}: {error}")

@@ -38,6 +38,7 @@ class Facts:
     inbound: tuple[int, ...] | None
     console: bool
     dies_unfocused: bool
+    may_focus: bool
 
     @property
     def uid_base(self) -> int:
@@ -54,6 +55,7 @@ def of(image: Persona, key_id: str, slot: int) -> Facts:
         inbound=image.network.inbound if image.network.use else None,
         console=image.console,
         dies_unfocused=image.on_focus_loss is OnFocusLoss.KILL,
+        may_focus="focus" in image.grants,
     )
 
 
@@ -85,6 +87,7 @@ def decode(text: bytes) -> Facts:
             "inbound": None | list() as inbound,
             "console": bool(console),
             "dies_unfocused": bool(dies),
+            "may_focus": bool(focus),
         } if type(slot) is int and slot in range(SLOTS) and all(type(port) is int for port in inbound or ()):
             return Facts(
                 slot=slot,
@@ -93,5 +96,6 @@ def decode(text: bytes) -> Facts:
                 inbound=None if inbound is None else tuple(inbound),
                 console=console,
                 dies_unfocused=dies,
+                may_focus=focus,
             )
     raise FactsRefused("a value that no room has")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -23,20 +22,20 @@ from typing import Final, Protocol, assert_never
 import trio
 
 from bus.envelope import Code, Failure
-from bus.server import Answer, Call
+from bus.server import Answer, Call, Events
+from bus.wire import Interface, Schemas
 from organs import layout, persona
 from organs.builder.protocol import WORDS_BYTES_MAX, WORDS_MAX
 from organs.freezer import facts, focus
 from organs.freezer.focus import Act, Blocker, Effect, Event, Kernel, Phase, Step
 from organs.freezer.line import Line as BuilderLine
 from organs.freezer.policy import PERSON, Refusal
-from organs.freezer.rooms import LISTENER, Peer, Room, Rooms
+from organs.freezer.rooms import LISTENER, Peer, Room, Rooms, say
 from organs.kernel import cgroups
 from organs.kernel.cgroups import Standing, Subtree
 
-# `watch` and `console` answer after this long with nothing new at the latest, well inside their deadlines, so
-# that a lost peer is noticed.
-WATCH_S = 5.0
+# `console` answers after this long with nothing new at the latest, well inside its deadline.
+CONSOLE_S = 5.0
 PAIR: Final = "pair:builder"
 VERITY: Final = "dm-verity"
 # Until integrity is asked again: it may be restarting.
@@ -102,8 +101,9 @@ class Start:
 class Freezer:
     """The machine with its hands: `happen` takes an event through decision and effects to the outcomes."""
 
-    def __init__(self, groups: Subtree, hands: Hands) -> None:
+    def __init__(self, groups: Subtree, hands: Hands, interface: Interface) -> None:
         self._groups, self._hands = groups, hands
+        self.events = Events(interface, self.present)
         self._nursery: trio.Nursery | None = None
         self._state = focus.State()
         self._queue: deque[Event] = deque()
@@ -115,10 +115,7 @@ class Freezer:
         self._refusal: Refusal | None = None
         self._moved_ns = time.monotonic_ns()
         self._froze_ns: dict[str, int] = {}
-        # No version is that of another incarnation: the clock goes on while the freezer is away.
-        self._version = time.monotonic_ns()
         self._lines: dict[str, Line] = {}
-        self._news = trio.Event()
 
     @property
     def state(self) -> focus.State:
@@ -225,9 +222,9 @@ class Freezer:
                     self._say(room, Line())
                     self._kill(room)
                 case focus.Remove(room):
-                    self._lines.pop(room, None)
                     self._froze_ns.pop(room, None)
-                    self._tell()
+                    if self._lines.pop(room, None) is not None:
+                        self.events.emit("gone", room=room)
                     self._remove(room)
                     self._hands.forget(room)
                     if (end := self._ends.pop(room, None)) is not None:
@@ -332,12 +329,21 @@ class Freezer:
     def _say(self, room: str, line: Line) -> None:
         if self._lines.get(room) != line:
             self._lines[room] = line
-            self._tell()
+            self.events.emit("line", line=self._told(room))
 
-    def _tell(self) -> None:
-        self._version += 1
-        self._news.set()
-        self._news = trio.Event()
+    def _told(self, room: str) -> dict[str, object]:
+        line, made = self._lines[room], self._hands.find(room)
+        return {
+            "room": room,
+            "epoch": line.epoch,
+            "open": line.open,
+            "gapNs": line.gap_ns,
+            "cgroup": made.cgroup if made else 0,
+        }
+
+    def present(self) -> list[tuple[str, dict[str, object]]]:
+        """The line of each room, for who begins to hear."""
+        return [("line", {"line": self._told(room)}) for room in sorted(self._lines)]
 
     # The interface
 
@@ -387,6 +393,9 @@ class Freezer:
 
     async def request_focus(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         """A room's wish; answered when the hand-over has begun."""
+        room = self._hands.find(str(params["room"]))
+        if room is not None and not room.facts.may_focus:  # INV-FOCUS-7
+            raise Failure(Code.FORBIDDEN, "the persona was not granted to pass the focus on")
         self._wish(str(params["persona"]), str(params["room"]))
         return {}
 
@@ -394,25 +403,6 @@ class Freezer:
         """The umbilical came to rest with a room."""
         self.happen(focus.Hushed(str(params["room"]), int(str(params["epoch"]))))
         return {}
-
-    async def watch(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
-        """The lines, when they are not those that the caller has seen."""
-        news = self._news
-        if params["seen"] == self._version:
-            with trio.move_on_after(WATCH_S):
-                await news.wait()
-        lines = [
-            {
-                "room": room,
-                "epoch": line.epoch,
-                "open": line.open,
-                "gapNs": line.gap_ns,
-                "cgroup": made.cgroup if made else 0,
-            }
-            for room, line in sorted(self._lines.items())
-            for made in (self._hands.find(room),)
-        ]
-        return {"version": self._version, "lines": lines}
 
     async def start(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         """Make a room; answered when it is complete and frozen."""
@@ -471,7 +461,7 @@ class Freezer:
         if console is None:
             raise Failure(Code.NOT_FOUND, f"{params['persona']}: its manifest asks for no console")
         after = int(str(params["after"]))
-        with trio.move_on_after(min(WATCH_S, int(str(params["waitMs"])) / 1000)):
+        with trio.move_on_after(min(CONSOLE_S, int(str(params["waitMs"])) / 1000)):
             await console.wait(after)
         data, following = console.since(after)
         return {"data": data, "next": following}
@@ -504,7 +494,6 @@ class Freezer:
             "focus": self.focus,
             "requestFocus": self.request_focus,
             "hushed": self.hushed,
-            "watch": self.watch,
             "start": self.start,
             "stop": self.stop,
             "exec": self.exec,
@@ -519,11 +508,6 @@ def kernel(standing: Standing) -> Kernel:
     if not standing.asked:
         return Kernel.AWAKE
     return Kernel.FROZEN if standing.frozen else Kernel.FREEZING
-
-
-def say(sentence: str) -> None:
-    """One line in the organ's log."""
-    print(f"freezer: {sentence}", file=sys.stderr, flush=True)
 
 
 def _words(value: object) -> tuple[str, ...]:
@@ -555,7 +539,10 @@ class Spine(Protocol):
 
     async def drop(self, label: str) -> None: ...
 
-    async def serve(self, handlers: Mapping[str, Handler]) -> None: ...
+    async def serve(self, handlers: Mapping[str, Handler], events: Events) -> None: ...
+
+    @property
+    def schemas(self) -> Schemas: ...
 
 
 class Bus(Protocol):
@@ -612,11 +599,11 @@ async def main(spine: Spine) -> None:
         groups, peers["integrity"], peers["netroom"], line, spine, verity=VERITY not in missing_here()
     )
     unfinished = rooms.take_over(groups.names())
-    freezer = Freezer(groups, rooms)
+    freezer = Freezer(groups, rooms, spine.schemas.interfaces["freezer"])
     async with trio.open_nursery() as nursery:
         await nursery.start(rooms.run)
         await nursery.start(freezer.run)
         for name in unfinished:
             freezer.happen(focus.Stop(name))
         nursery.start_soon(start_what_starts_by_itself, freezer, groups, peers["integrity"])
-        await spine.serve(freezer.handlers())
+        await spine.serve(freezer.handlers(), freezer.events)

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import trio
 
 from bus.envelope import Code, Failure
+from bus.hearing import News, Snapshot
 from organs import persona
 from organs.builder import protocol
 from organs.freezer import facts
@@ -50,6 +52,8 @@ class Peer(Protocol):
         self, method: str, params: Mapping[str, object]
     ) -> tuple[dict[str, object], tuple[int, ...]]: ...
 
+    def events(self) -> AsyncIterator[Snapshot | News]: ...
+
 
 class Store(Protocol):
     """What bay0 keeps for us: see `organs.runtime.Spine`."""
@@ -71,7 +75,9 @@ class Room:
     fds: dict[str, int]
     console: Console | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    # The address it got; None while it is not connected. One that asks and one that reports may meet here.
     address: str | None = None
+    network_lock: trio.Lock = field(default_factory=trio.Lock)
 
     @property
     def network(self) -> str:
@@ -101,6 +107,7 @@ class Rooms:
         """Hear the builder and the rooms' consoles. Never returns."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._line.run)
+            self._nursery.start_soon(self._hear_netroom)
             for room in self._rooms.values():
                 self._listen(room)
             task_status.started()
@@ -224,7 +231,7 @@ class Rooms:
             with room.scope:
                 await console.pump()
         finally:
-            # Here and not in `forget`: cancelled is not over, and by then the number may be somebody else's.
+            # Not before: a pump that was woken already would read what has the number by then.
             os.close(room.fds[CONSOLE])
 
     async def perform(self, step: Step, name: str) -> None:
@@ -232,16 +239,43 @@ class Rooms:
         room = self._rooms.get(name)
         if room is None or room.facts.inbound is None:
             return
-        if step is Step.CUT:
-            await self._netroom.call("cut", {"room": name}, fds=[room.fds[what] for what in CUT])
-            room.address = None
-        elif step is Step.CONNECT:
-            answer = await self._netroom.call(
-                "connect",
-                {"room": name, "inbound": list(room.facts.inbound)},
-                fds=[room.fds[what] for what in CONNECT],
-            )
-            room.address = str(answer["address"])
+        async with room.network_lock:
+            if step is Step.CUT:
+                room.address = None
+                await self._netroom.call("cut", {"room": name}, fds=[room.fds[what] for what in CUT])
+            elif step is Step.CONNECT:
+                await self._connect(name, room)
+
+    async def _connect(self, name: str, room: Room) -> None:
+        assert room.facts.inbound is not None
+        answer = await self._netroom.call(
+            "connect",
+            {"room": name, "inbound": list(room.facts.inbound)},
+            fds=[room.fds[what] for what in CONNECT],
+        )
+        room.address = str(answer["address"])
+
+    async def _hear_netroom(self) -> None:
+        """Know the address of the connected room, and connect it again when netroom was restarted."""
+        async for heard in self._netroom.events():
+            for news in (heard,) if isinstance(heard, News) else heard.events:
+                room = self._rooms.get(str(news.values["room"]))
+                if room is not None and room.address is not None:
+                    room.address = str(news.values["address"])
+            if isinstance(heard, Snapshot):
+                there = {news.values["room"] for news in heard.events}
+                for name, room in list(self._rooms.items()):
+                    if room.address is not None and name not in there:
+                        await self._connect_again(name, room)
+
+    async def _connect_again(self, name: str, room: Room) -> None:
+        async with room.network_lock:
+            # It may have been cut, or have ended, while this waited.
+            if room.address is not None and self._rooms.get(name) is room:
+                try:
+                    await self._connect(name, room)
+                except Failure as failure:
+                    say(f"{name} has lost its network: {failure}")
 
     def forget(self, name: str) -> None:
         """The room is gone: let go of all that was its own."""
@@ -250,7 +284,7 @@ class Rooms:
             return
         room.scope.cancel()
         for what, fd in room.fds.items():
-            if what != CONSOLE or room.console is None:
+            if what != CONSOLE:
                 os.close(fd)
         assert self._nursery is not None
         self._nursery.start_soon(self._let_go, name, tuple(room.fds), room.facts.inbound is not None)
@@ -280,6 +314,11 @@ class Rooms:
             )
         assert isinstance(answer, protocol.Started)
         return answer.pid
+
+
+def say(sentence: str) -> None:
+    """One line in the organ's log."""
+    print(f"freezer: {sentence}", file=sys.stderr, flush=True)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

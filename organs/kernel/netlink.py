@@ -141,10 +141,11 @@ def move(sequence: int, index: int, namespace: int, name: str) -> bytes:
     return message(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, sequence, body)
 
 
-def add_macvlan(sequence: int, parent: int, namespace: int, name: str, mac: bytes) -> bytes:
+def add_macvlan(sequence: int, parent: int, namespace: int, mac: bytes) -> bytes:
     """The request for a link of its own above `parent`, born down in the namespace behind a descriptor.
 
-    ValueError when the name cannot be a link's or the address a hardware address.
+    It has no name of ours: before 6.15 the kernel refuses one that is taken where we ask from, instead of
+    where the link will be. ValueError when `mac` is no hardware address.
     """
     if len(mac) != MAC_BYTES:
         raise ValueError(f"{mac.hex(':')!r} cannot be a hardware address")
@@ -153,13 +154,18 @@ def add_macvlan(sequence: int, parent: int, namespace: int, name: str, mac: byte
     )
     body = (
         _LINK.pack(0, 0, 0, 0, 0)
-        + attribute(IFLA_IFNAME, link_name(name))
         + attribute(IFLA_ADDRESS, mac)
         + attribute(IFLA_LINK, struct.pack("=I", parent))
         + attribute(IFLA_NET_NS_FD, struct.pack("=I", namespace))
         + nested(IFLA_LINKINFO, info)
     )
     return message(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sequence, body)
+
+
+def rename(sequence: int, index: int, name: str) -> bytes:
+    """The request to give a link that is down another name. ValueError when it cannot be one."""
+    body = _LINK.pack(0, 0, index, 0, 0) + attribute(IFLA_IFNAME, link_name(name))
+    return message(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, sequence, body)
 
 
 def remove_link(sequence: int, index: int) -> bytes:
@@ -364,9 +370,13 @@ class Namespace:
         """Move a link into another namespace, under this name there. Raises KernelError."""
         self._act(move(self._next(), index, namespace, name), "move", link)
 
-    def add_macvlan(self, parent: int, namespace: int, name: str, mac: bytes) -> None:
-        """A link above one of ours, born down in another namespace. Raises KernelError."""
-        self._act(add_macvlan(self._next(), parent, namespace, name, mac), "add a macvlan", name)
+    def add_macvlan(self, link: str, parent: int, namespace: int, mac: bytes) -> None:
+        """A link above one of ours, born down in another namespace, which names it. Raises KernelError."""
+        self._act(add_macvlan(self._next(), parent, namespace, mac), "add a macvlan above", link)
+
+    def rename(self, link: str, index: int, name: str) -> None:
+        """A link that is down gets another name. Raises KernelError."""
+        self._act(rename(self._next(), index, name), "rename", link)
 
     def remove_link(self, link: str, index: int) -> None:
         """End a link that is no hardware. Raises KernelError."""

@@ -17,7 +17,7 @@ shmget shmat shmctl shmdt dup dup2 pause nanosleep getitimer alarm setitimer get
 shutdown bind listen getsockname getpeername getsockopt
 fork vfork execve exit wait4 kill uname semget semop semctl semtimedop msgget msgsnd msgrcv msgctl fcntl
 flock fsync fdatasync truncate ftruncate getdents getcwd chdir fchdir rename mkdir rmdir creat link unlink
-symlink readlink chmod fchmod chown fchown lchown umask gettimeofday getrlimit getrusage times
+symlink readlink chmod fchmod chown fchown lchown umask gettimeofday getrlimit getrusage sysinfo times
 getuid getgid setuid setgid geteuid getegid setpgid getppid getpgrp setsid setreuid setregid getgroups
 setgroups setresuid getresuid setresgid getresgid getpgid setfsuid setfsgid getsid capget capset
 rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend sigaltstack utime mknod statfs fstatfs
@@ -40,10 +40,10 @@ futex_waitv fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue mseal
 """
 
 # Answered as by a kernel that does not have them, so that a library takes the older way: what the filter
-# could not look into (clone3), the new calls for mounts, the load of the whole machine (sysinfo), and what no
-# kernel of ours has. Calls that are younger than the table are answered so as well.
+# could not look into (clone3), the new calls for mounts, and what no kernel of ours has. Calls that are
+# younger than the table are answered so as well.
 NOT_THERE: Final = """
-clone3 sysinfo open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr statmount listmount
+clone3 open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr statmount listmount
 io_uring_setup io_uring_enter io_uring_register io_setup io_destroy io_getevents io_submit io_cancel
 io_pgetevents add_key request_key keyctl memfd_secret cachestat process_madvise process_mrelease quotactl_fd
 set_mempolicy_home_node lsm_get_self_attr lsm_set_self_attr lsm_list_modules modify_ldt
@@ -54,6 +54,5 @@ epoll_ctl_old epoll_wait_old _sysctl
 
 # Only by their arguments; see the groups.
 LOOKED_AT: Final = """
-socket socketpair setsockopt ioctl clone unshare personality
-sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg
+socket socketpair setsockopt sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg ioctl clone unshare personality
 """

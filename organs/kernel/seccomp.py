@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import functools
 import os
 from collections.abc import Iterable
 from typing import Final
 
 from organs.kernel import _libc
-from organs.kernel.bpf import Instruction, packed, program
+from organs.kernel.bpf import packed, program
 from organs.kernel.numbers import NAMES
 
 PR_SET_SECCOMP: Final = 22
@@ -33,19 +34,24 @@ def confine(groups: Iterable[str]) -> None:
     """
     instructions = program(sorted(groups), os.getpid())
     _report_refusals()
-    _put_on(instructions)
+    _put_on(packed(instructions))
 
 
-def confine_program(groups: Iterable[str]) -> None:
-    """The same for a process that is about to become another program; that is told of a refusal by its errno.
+@functools.cache
+def prepared(groups: frozenset[str]) -> bytes:
+    """The filter for programs that are run in other processes: none of its checks is about the own process.
 
-    The groups must be of those that refuse so. Raises KernelError.
+    Making it takes longer than all else that a process does before it becomes a program; so it is made once.
     """
-    _put_on(program(sorted(groups), os.getpid()))
+    return packed(program(sorted(groups), own_pid=-1))
 
 
-def _put_on(instructions: list[Instruction]) -> None:
-    data = packed(instructions)
+def confine_program(data: bytes) -> None:
+    """Put a prepared filter on a process that is about to become another program. Raises KernelError."""
+    _put_on(data)
+
+
+def _put_on(data: bytes) -> None:
     text = ctypes.create_string_buffer(data, len(data))
     filter_program = _libc.FilterProgram(len(data) // INSTRUCTION_BYTES, ctypes.addressof(text))
     # Safe: the kernel copies the program before the call returns; both buffers live until then.

@@ -33,6 +33,8 @@ from typing import Final, Protocol
 import trio
 
 from bus.envelope import Code, Failure
+from bus.server import Events
+from bus.wire import Interface, Schemas
 from organs import layout
 from organs.kernel import datagrams, netlink, network, nftables
 from organs.kernel.netlink import Link
@@ -85,7 +87,10 @@ class Spine(Protocol):
     @property
     def fds(self) -> Mapping[str, int]: ...
 
-    async def serve(self, handlers: Mapping[str, Handler]) -> None: ...
+    @property
+    def schemas(self) -> Schemas: ...
+
+    async def serve(self, handlers: Mapping[str, Handler], events: Events) -> None: ...
 
 
 class Netroom:
@@ -163,21 +168,23 @@ class Netroom:
         """
         below = self.settle()
         with in_room(room):
-            found = next((link for link in inside.links() if link.name == LINK), None)
-            if found is not None and found.kind == "macvlan":
-                inside.take_down(LINK, found.index)
-                inside.drop_addresses(LINK, found.index)
-                if below is not None and found.below == below.index:
-                    return found
-                # What carried it is not what carries rooms now.
-                inside.remove_link(LINK, found.index)
+            down(inside)
+            for found in macvlans(inside):
+                # What carried it is not what carries rooms now, or an incarnation ended while it was made.
+                if below is None or found.below != below.index or found.name != LINK:
+                    inside.remove_link(found.name, found.index)
             if below is None:
                 return None
-            mac = own_mac(room, self._mac(below))
-            self._parking.add_macvlan(below.index, namespace, LINK, mac)
-            made = next(link for link in inside.links() if link.name == LINK)
-            inside.without_own_address(LINK, made.index)
-            return made
+            if not macvlans(inside):
+                mac = own_mac(room, self._mac(below))
+                self._parking.add_macvlan(below.name, below.index, namespace, mac)
+                for made in macvlans(inside):
+                    inside.rename(made.name, made.index, LINK)
+            link = next((link for link in macvlans(inside) if link.name == LINK), None)
+            if link is None:
+                raise OSError(errno.ENODEV, "its link is gone again")
+            inside.without_own_address(LINK, link.index)
+            return link
 
     def _mac(self, nic: Nic) -> bytes:
         return next((link.mac for link in self._parking.links() if link.index == nic.index), b"")
@@ -242,11 +249,16 @@ class Room:
 class Rooms:
     """Which rooms have the network, and the address each had last."""
 
-    def __init__(self, netroom: Netroom, nursery: trio.Nursery) -> None:
+    def __init__(self, netroom: Netroom, nursery: trio.Nursery, interface: Interface) -> None:
         self._netroom, self._nursery = netroom, nursery
+        self.events = Events(interface, self.present)
         self._rooms: dict[str, Room] = {}
         # By room; in memory only, so that nothing of a network is found on a disk.
         self._remembered: dict[str, IPv4Address] = {}
+
+    def present(self) -> list[tuple[str, dict[str, object]]]:
+        """The connected rooms, for who begins to hear."""
+        return [("connected", told(room)) for room in self._rooms.values()]
 
     async def connect(self, call: Call, params: Mapping[str, object]) -> dict[str, object]:
         """The handler. Raises Failure, OSError."""
@@ -266,6 +278,7 @@ class Rooms:
             raise Failure(Code.REFUSED, f"netroom: unable to connect {error}") from error
         self._rooms[name] = room
         self._netroom.connected.add(name)
+        self.events.emit("connected", **told(room))
         self._nursery.start_soon(self._keep, room)
         with trio.move_on_after(ANSWER_S):
             await room.settled.wait()
@@ -397,12 +410,19 @@ class Rooms:
         room.held = held
         self._remembered[room.name] = held.interface.ip
         room.settled.set()
+        self.events.emit("connected", **told(room))
 
     def _deconfigure(self, room: Room, link: Link) -> None:
         room.inside.drop_addresses(LINK, link.index)
         if room.held is not None:
             write_whole(room.resolv, b"")
             room.held = None
+            self.events.emit("connected", **told(room))
+
+
+def told(room: Room) -> dict[str, object]:
+    """What the event `connected` says of a room."""
+    return {"room": room.name, "address": "" if room.held is None else str(room.held.interface)}
 
 
 def room_name(params: Mapping[str, object]) -> str:
@@ -411,6 +431,11 @@ def room_name(params: Mapping[str, object]) -> str:
     if not isinstance(name, str) or not ROOM_NAME.fullmatch(name):
         raise Failure(Code.INVALID, "netroom: a room's name is a letter and up to 14 letters and digits")
     return name
+
+
+def macvlans(inside: netlink.Namespace) -> list[Link]:
+    """The links in a room that netroom made. Raises OSError."""
+    return [link for link in inside.links() if link.kind == "macvlan"]
 
 
 def down(inside: netlink.Namespace) -> None:
@@ -502,6 +527,6 @@ async def live(spine: Spine, here: netlink.Namespace, changes: socket.socket) ->
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(netroom.watch, changes)
-        rooms = Rooms(netroom, nursery)
+        rooms = Rooms(netroom, nursery, spine.schemas.interfaces["netroom"])
         handlers = {"links": links, "connect": rooms.connect, "cut": rooms.cut, "forget": rooms.forget}
-        await spine.serve(handlers)
+        await spine.serve(handlers, rooms.events)

@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, assert_never
 
 import trio
 
 from bus.envelope import Failure, PeerError
+from bus.hearing import News, Snapshot
 from bus.wire import Message
 from organs.kernel import peers
 from organs.umbilical import link, wishes
@@ -40,8 +41,8 @@ UNREAD_BYTES_MAX: Final = 64 * 1024
 HALF_SENT_S: Final = 10.0
 # How long requests under way may take to end before the room is frozen. Less than the freezer waits.
 GRACE_S: Final = 0.05
-# After the freezer did not answer: long enough not to spin, short against its restart.
-WATCH_PAUSE_S: Final = 0.05
+# After the freezer did not give a listener: long enough not to spin, short against its restart.
+TAKE_PAUSE_S: Final = 0.05
 
 Handler = Callable[[object, Mapping[str, object]], Awaitable[dict[str, object]]]
 
@@ -333,32 +334,17 @@ class Umbilical:
 
     # What the freezer says
 
-    async def watch(self) -> None:
-        """Follow the freezer's lines. Never returns."""
-        seen: object = 0
+    async def listen(self, hearing: AsyncIterator[Snapshot | News]) -> None:
+        """Follow the freezer's lines. While the freezer is away nothing changes. Never returns."""
         async with trio.open_nursery() as nursery:
-            while True:
-                try:
-                    news = await self.call("freezer", "watch", {"seen": seen})
-                except Failure:
-                    await trio.sleep(WATCH_PAUSE_S)
-                    continue
-                seen = news["version"]
-                lines = news["lines"]
-                assert isinstance(lines, list)
+            async for heard in hearing:
+                lines = dict(self._lines) if isinstance(heard, News) else {}
+                for news in (heard,) if isinstance(heard, News) else heard.events:
+                    _apply(lines, news)
                 self._follow(lines, nursery)
 
-    def _follow(self, lines: list[Mapping[str, object]], nursery: trio.Nursery) -> None:
-        before = self._lines
-        self._lines = {
-            str(line["room"]): Line(
-                open=bool(line["open"]),
-                epoch=number(line, "epoch"),
-                gap_ns=number(line, "gapNs"),
-                cgroup=number(line, "cgroup"),
-            )
-            for line in lines
-        }
+    def _follow(self, lines: dict[str, Line], nursery: trio.Nursery) -> None:
+        before, self._lines = self._lines, lines
         for name in before.keys() | self._lines.keys():
             line = self._lines.get(name, NO_LINE)
             if line == before.get(name):
@@ -395,7 +381,7 @@ class Umbilical:
                         results, fds = await self._take({"room": name, "cgroup": serving.cgroup})
                     except Failure as failure:
                         say(f"{name}: no listener yet: {failure}")
-                        await trio.sleep(WATCH_PAUSE_S)
+                        await trio.sleep(TAKE_PAUSE_S)
                     else:
                         break
                 first = number(results, "uidBase")
@@ -441,6 +427,21 @@ class Umbilical:
         }
 
 
+def _apply(lines: dict[str, Line], news: News) -> None:
+    """What one event of the freezer changes."""
+    if news.event == "gone":
+        lines.pop(str(news.values["room"]), None)
+        return
+    line = news.values["line"]
+    assert isinstance(line, Mapping)
+    lines[str(line["room"])] = Line(
+        open=bool(line["open"]),
+        epoch=number(line, "epoch"),
+        gap_ns=number(line, "gapNs"),
+        cgroup=number(line, "cgroup"),
+    )
+
+
 def number(values: Mapping[str, object], name: str) -> int:
     """A field the schema declares as an integer."""
     value = values[name]
@@ -461,6 +462,8 @@ class Peer(Protocol):
     async def call_fds(
         self, method: str, values: Mapping[str, object]
     ) -> tuple[dict[str, object], tuple[int, ...]]: ...
+
+    def events(self) -> AsyncIterator[Snapshot | News]: ...
 
 
 class Bus(Protocol):
@@ -500,5 +503,5 @@ async def main(spine: Spine) -> None:
 
     umbilical = Umbilical(call, take, spine.schemas.messages)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(umbilical.watch)
+        nursery.start_soon(umbilical.listen, spine.bus.peers["freezer"].events())
         await spine.serve({"links": umbilical.links})

@@ -222,6 +222,17 @@ def test_families_of_sockets(house: Household, room: Living, online: Living) -> 
 
 
 @pytest.mark.proves("INV-ROOM-8")
+@pytest.mark.parametrize(("name", "at"), [("sendto", 3), ("recvfrom", 3), ("sendmsg", 2), ("recvmsg", 2)])
+def test_22_no_byte_out_of_band(house: Household, room: Living, name: str, at: int) -> None:
+    words = ["call", str(NUMBERS[name]), "0", "0", "0", "0", "0", "0"]
+    plain = tried(house, room, *words)
+    assert plain != f"no {errno.EOPNOTSUPP}"
+    words[2 + at] = "0x100000001"
+    assert tried(house, room, *words) == f"no {errno.EOPNOTSUPP}"
+    assert unwalled(house, *words) != f"no {errno.EOPNOTSUPP}"
+
+
+@pytest.mark.proves("INV-ROOM-8")
 def test_no_other_protocol_inside_tcp_or_udp(house: Household, online: Living) -> None:
     assert tried(house, online, "ulp", "6", "31") == f"no {errno.ENOPROTOOPT}"
     assert tried(house, online, "ulp", "17", "100") == f"no {errno.ENOPROTOOPT}"

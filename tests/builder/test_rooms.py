@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from organs.builder.protocol import Refusal, Refused, Room, Started
-from organs.builder.verdict import IDS, UID_BASE
+from organs.builder.protocol import Hello, Listen, Refusal, Refused, Room, RoomMade, Started
+from organs.builder.verdict import COMMANDS_MAX, ERRANDS_MAX, IDS, UID_BASE
 from organs.kernel import peers
 from tests.builder.household import (
     BUSYBOX,
@@ -215,3 +217,158 @@ def test_a_builder_killed_in_the_making_leaves_nothing(house: Household, image: 
             house.freezer.ours.settimeout(30)
         house.freezer.start()
         assert made.name
+
+
+def children(house: Household) -> list[int]:
+    """The processes that the builder has made and that have not ended."""
+    assert house.freezer.builder is not None
+    pid = house.freezer.builder.pid
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_the_builder_answers_while_an_errand_takes_its_time(house: Household, image: Path) -> None:
+    """An errand that is stopped is one of a slow machine: others are served, and it is answered at last."""
+    room = house.begun(image, "linda")
+    null = os.open("/dev/null", os.O_RDWR)
+    asked = []
+    for _ in range(ERRANDS_MAX):
+        before = set(children(house))
+        request = Listen(**house.freezer.head(), name="linda")
+        with opened(room.home) as cgroup:
+            house.freezer.say(request, cgroup)
+        asked.append(request.id)
+        # Whichever is there when we look is stopped; one that was quicker has answered.
+        for pid in set(children(house)) - before:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+    answers = []
+    hello = Hello(**house.freezer.head())
+    house.freezer.say(hello)
+    while hello.id not in answers:
+        answer, fds = house.freezer.hear()
+        answers.append(answer.id)
+        for fd in fds:
+            os.close(fd)
+    for pid in children(house):
+        os.kill(pid, signal.SIGCONT)
+    while set(asked) - set(answers):
+        answer, fds = house.freezer.hear()
+        answers.append(answer.id)
+        assert isinstance(answer, RoomMade)
+        for fd in fds:
+            os.close(fd)
+    os.close(null)
+
+
+def test_an_errand_that_is_killed_is_answered_for(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    for _ in range(200):
+        with opened(room.home) as cgroup:
+            house.freezer.say(Listen(**house.freezer.head(), name="linda"), cgroup)
+        for pid in children(house):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        answer, fds = house.freezer.hear()
+        for fd in fds:
+            os.close(fd)
+        if isinstance(answer, Refused):
+            assert (answer.why, answer.reason) == (
+                Refusal.KERNEL,
+                "it took too long, or ended without a word",
+            )
+            return
+    raise AssertionError("no errand was caught under way")
+
+
+def test_there_are_no_more_commands_than_the_limit(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    null = os.open("/dev/null", os.O_RDWR)
+    pipes = []
+    for _ in range(COMMANDS_MAX):
+        ended, telling = os.pipe()
+        assert isinstance(house.start(room, "sleep", "1000", standard=(null,) * 3, status=telling), Started)
+        os.close(telling)
+        pipes.append(ended)
+    answer = house.start(room, "true", standard=(null,) * 3, status=null)
+    assert isinstance(answer, Refused)
+    assert (answer.why, answer.reason) == (Refusal.LIMIT, f"{COMMANDS_MAX} commands run already")
+    house.remove(room.home)
+    assert [whole(fd) for fd in pipes] == ["signal 9\n"] * COMMANDS_MAX
+    os.close(null)
+
+
+def test_a_command_whose_builder_died_ends_without_a_line(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    null = os.open("/dev/null", os.O_RDWR)
+    ended, telling = os.pipe()
+    answer = house.start(room, "sleep", "1000", standard=(null,) * 3, status=telling)
+    assert isinstance(answer, Started)
+    for fd in (null, telling):
+        os.close(fd)
+    house.freezer.end()
+    assert whole(ended) == ""
+    assert answer.pid in room.pids()
+    house.freezer.start()
+
+
+@pytest.mark.proves("INV-ROOM-3")
+@pytest.mark.parametrize(
+    "way", ["ln -s /etc/passwd /run/umbilical", "ln -s /proc/1/mem /run/umbilical", "true"]
+)
+def test_a_room_that_puts_a_link_in_the_umbilicals_place_hurts_nobody(
+    house: Household, image: Path, way: str
+) -> None:
+    room = house.begun(image, "linda")
+    house.out(room, f"rm /run/umbilical; {way}")
+    house.listen(room).close()
+    assert house.out(room, "stat -c '%F %a' /run/umbilical; stat -c %a /etc/passwd") == "socket 666\n644\n"
+
+
+def test_a_room_that_puts_a_directory_there_is_refused_its_listener(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    house.out(room, "rm /run/umbilical; mkdir /run/umbilical")
+    with opened(room.home) as cgroup:
+        answer, fds = house.freezer.ask(Listen(**house.freezer.head(), name="linda"), cgroup)
+    assert isinstance(answer, Refused)
+    assert (answer.why, fds) == (Refusal.IMAGE, [])
+    assert "something of the room's own" in answer.reason
+
+
+def test_descriptors_that_cannot_be_meant_are_refused(house: Household, image: Path, tmp_path: Path) -> None:
+    made, device = house.device(image)
+    home = house.home("linda")
+    other = house.home("other")
+    (home / "below").mkdir()
+    fields = {**_nothing(house), "name": "linda", "hostname": "linda", "uid_base": UID_BASE}
+    fields |= {"init": ("/bin/sh",), "writable_bytes": WRITABLE}
+
+    def refused(*paths: Path | int, why: Refusal = Refusal.INVALID, **changed: Any) -> str:
+        fds = [path if isinstance(path, int) else os.open(path, os.O_RDONLY) for path in paths]
+        try:
+            request = Room(**{**fields, **house.freezer.head(), **changed})
+            return house.freezer.refused(request, why, *fds)
+        finally:
+            for fd, path in zip(fds, paths, strict=True):
+                if not isinstance(path, int):
+                    os.close(fd)
+
+    assert "cgroup" in refused()
+    assert "own cgroup" in refused(tmp_path, device)
+    assert "own cgroup" in refused(other, device)
+    assert "own cgroup" in refused(home / "below", device)
+    assert "own cgroup" in refused(house.homes, device)
+    assert "own cgroup" in refused(image, device)
+    assert "the device" in refused(home)
+    assert "a builder made" in refused(home, image)
+    assert "a builder made" in refused(home, Path("/dev/null"))
+    assert "incarnation 9" in refused(home, device, why=Refusal.STALE, generation=9)
+    # A device of the same image that somebody else has made.
+    losetup = ["losetup", "--find", "--show", "--read-only", str(image)]
+    foreign = subprocess.run(losetup, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        assert "a builder made" in refused(home, Path(foreign))
+    finally:
+        subprocess.run(["losetup", "--detach", foreign], check=True)
+    os.close(device)
+    house.release(made)
+    (home / "below").rmdir()

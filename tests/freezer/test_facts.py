@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from organs import persona
 from organs.freezer import facts
 from organs.freezer.facts import SLOTS, Facts, FactsRefused
+from tests import personas
 
 FACTS = st.builds(
     Facts,
@@ -20,6 +22,7 @@ FACTS = st.builds(
     inbound=st.none() | st.lists(st.integers(1, 65535), max_size=32).map(tuple),
     console=st.booleans(),
     dies_unfocused=st.booleans(),
+    may_focus=st.booleans(),
 )
 NONSENSE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -56,13 +59,22 @@ def test_too_much_is_refused_unread() -> None:
         facts.decode(b" " * (facts.BYTES_MAX + 1))
 
 
+@pytest.mark.proves("INV-ROOM-21")
+@given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
+def test_another_key_has_other_records(one: bytes, other: bytes) -> None:
+    image = persona.verified(personas.block(personas.DOCUMENT), {personas.PUBLIC})
+    stores = [facts.of(image, persona.key_id(public), 0).store for public in (one, other)]
+    assert stores[0].startswith(f"{image.name}@")
+    assert (stores[0] == stores[1]) == (one == other)
+
+
 @pytest.mark.proves("INV-ROOM-20")
 def test_no_two_rooms_share_an_id() -> None:
     taken: set[int] = set()
     ids: set[int] = set()
     while (slot := facts.free_slot(taken)) is not None:
         base = Facts(
-            slot=slot, version=1, store="", inbound=None, console=False, dies_unfocused=False
+            slot=slot, version=1, store="", inbound=None, console=False, dies_unfocused=False, may_focus=False
         ).uid_base
         mine = set(range(base, base + facts.IDS_PER_ROOM, 4096)) | {base + facts.IDS_PER_ROOM - 1}
         assert not mine & ids

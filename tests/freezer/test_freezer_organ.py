@@ -18,6 +18,7 @@ from organs.freezer import focus
 from organs.freezer.facts import Facts
 from organs.freezer.focus import Phase, Step
 from organs.freezer.organ import Freezer
+from organs.freezer.policy import ROOM_INTERVAL_MS
 from organs.freezer.rooms import Room
 from organs.kernel import _libc, mounts
 from organs.kernel.cgroups import Subtree
@@ -76,7 +77,7 @@ class House:
         # What fails waits for this first.
         self.hold = trio.Event()
         self.hold.set()
-        self.freezer = Freezer(self.groups, self)
+        self.freezer = Freezer(self.groups, self, own_schemas().interfaces["freezer"])
         self.unable: Failure | OSError | None = None
         self.made: dict[str, Room] = {}
         self.started: list[tuple[str, Sequence[str], Sequence[int]]] = []
@@ -135,10 +136,8 @@ class House:
 
     async def lines(self) -> dict[str, tuple[bool, int]]:
         """What the umbilical is told now."""
-        answer = await self.freezer.watch(CALL, {"seen": 0})
-        lines = answer["lines"]
-        assert isinstance(lines, list)
-        return {str(line["room"]): (bool(line["open"]), int(line["epoch"])) for line in lines}
+        told = [values["line"] for event, values in self.freezer.present() if event == "line"]
+        return {str(line["room"]): (bool(line["open"]), int(line["epoch"])) for line in told}  # type: ignore
 
 
 def awake(root: Path) -> tuple[str, ...]:
@@ -372,7 +371,7 @@ async def test_rooms_are_started_and_stopped_once(root: Path) -> None:
         assert refused.value.code is Code.FULL
 
 
-def made(*, dies_unfocused: bool = False) -> Room:
+def made(*, dies_unfocused: bool = False, may_focus: bool = False) -> Room:
     """What the hands know of a complete room."""
     known = Facts(
         slot=0,
@@ -381,6 +380,7 @@ def made(*, dies_unfocused: bool = False) -> Room:
         inbound=None,
         console=False,
         dies_unfocused=dies_unfocused,
+        may_focus=may_focus,
     )
     return Room(facts=known, cgroup=1, fds={})
 
@@ -398,6 +398,23 @@ async def test_a_room_that_must_not_wait_frozen_dies_when_it_loses_the_focus(roo
         await house.until(lambda: house.freezer.state.phase("linda") is Phase.ABSENT)
         assert awake(root) == ("courier",)
         assert house.freezer.state.focus == "courier"
+
+
+@pytest.mark.proves("INV-FOCUS-7")
+async def test_only_who_was_granted_it_passes_the_focus_on(root: Path) -> None:
+    async with housed(root) as house:
+        await house.rooms("linda", "courier")
+        house.made = {"linda": made(may_focus=True), "courier": made()}
+        await house.focus("courier")
+        wish = {"room": "courier", "persona": "linda"}
+        with pytest.raises(Failure, match="not granted") as refused:
+            await house.freezer.request_focus(CALL, wish)
+        assert refused.value.code is Code.FORBIDDEN
+        assert awake(root) == ("courier",)
+        await house.focus("linda")
+        await trio.sleep(ROOM_INTERVAL_MS / 1000)
+        await house.freezer.request_focus(CALL, {"room": "linda", "persona": "courier"})
+        await house.until(lambda: house.freezer.state.focus == "courier")
 
 
 class WithStreams(Call):

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.envelope import Code, Envelope, Failure, Kind, pack_failure
+from bus.envelope import Code, Envelope, Failure, Kind, Phase, pack_beside, pack_failure
 from bus.tap import Record, Side
 from spine.ground import port
 from spine.tap import pcapng
 from spine.tap.view import Reader
+from tests.bus import wiring
 
 SCHEMAS = b"the compiled schemas, any bytes"
 
@@ -84,3 +85,49 @@ def test_a_failure_names_its_code() -> None:
     body = pack_failure(Failure(Code.QUOTA, "used up"))
     row = Reader(port.schemas()).read(record(1, side=Side.RECEIVED, kind=Kind.FAILURE, body=body))
     assert row.outcome == "QUOTA: used up"
+
+
+def test_descriptors_are_a_number_and_both_ends_are_one_call() -> None:
+    table = wiring.schemas("courier")
+    swap = table.interfaces["courier"].methods["swap"]
+    reader = Reader(table)
+    rows = []
+    for kind, body in ((Kind.CALL, swap.encode_params({"tag": 5})), (Kind.REPLY, b"")):
+        for organ, peer in (("alpha", "courier"), ("courier", "alpha")):
+            envelope = Envelope(
+                kind=kind,
+                id=1,
+                interface=swap.interface_id,
+                ordinal=swap.ordinal,
+                body=pack_beside(1 << 40, 3) + body,
+            )
+            side = Side.SENT if (kind is Kind.CALL) == (organ == "alpha") else Side.RECEIVED
+            row = reader.read(Record(organ=organ, seq=1, time_ns=1, side=side, peer=peer, envelope=envelope))
+            rows.append(row)
+    assert [row.values.get("descriptors") for row in rows[:2]] == [3, 3]
+    assert rows[0].values["tag"] == 5
+    assert "unreadable" in str(rows[2].values["body"])
+    assert (reader.calls, reader.one_sided) == (1, 0)
+
+
+def test_events_are_read_by_their_schema() -> None:
+    table = wiring.schemas("herald")
+    changed = table.interfaces["herald"].events["changed"]
+    told = Envelope(
+        kind=Kind.EVENT,
+        id=1,
+        interface=changed.interface_id,
+        ordinal=changed.ordinal,
+        body=changed.encode_params({"key": 1, "value": "v", "password": b""}),
+    )
+    asked = Envelope(kind=Kind.EVENT, id=1, interface=changed.interface_id, attempt=Phase.ASK)
+    reader = Reader(table)
+    rows = [
+        reader.read(Record(organ="herald", seq=1, time_ns=1, side=Side.SENT, peer="alpha", envelope=envelope))
+        for envelope in (told, asked)
+    ]
+    assert rows[0].method == "herald.changed"
+    assert rows[0].values == {"key": 1, "value": "v", "password": "(secret)"}
+    assert rows[0].line(0).endswith('herald.changed  event sent  key=1 value="v" password=(secret)')
+    assert (rows[1].method, rows[1].outcome, rows[1].attempt) == ("", "asks to hear", 0)
+    assert reader.calls == 0

@@ -4,10 +4,13 @@
 JSON in the freezer's log after `asker: `.
 """
 
+import base64
 import hashlib
 import json
 import os
+import select
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -15,11 +18,27 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from organs.builder import protocol
-from organs.builder.protocol import Answer, Device, Hello, Made, Release, Request, Verity, Welcome
+from organs.builder.protocol import (
+    Answer,
+    Device,
+    Exec,
+    Hello,
+    Made,
+    Release,
+    Request,
+    Room,
+    RoomMade,
+    Verity,
+    Welcome,
+)
 
 BLOCK, BLOCKS = 4096, 8
 SALT = b"salt of a test"
 DEADLINE_S = 60.0
+# The persona: a SquashFS in base64, put here by the test.
+IMAGE = ""
+ROOMS = "/sys/fs/cgroup/rooms"
+SLOT = 5
 
 
 class Place(Protocol):
@@ -80,6 +99,93 @@ def until_mapped(number: int) -> bool:
     return mapped() == number
 
 
+def make_room(line: socket.socket, asker: int, generation: int) -> tuple[int, int]:
+    """A room of the persona, in a cgroup that is frozen; then it is let run, once. Its cgroup, its device."""
+    home = f"{ROOMS}/asked"
+    os.mkdir(home)
+    write(f"{home}/cgroup.freeze", "1")
+    content = base64.b64decode(IMAGE)
+    leaves = [
+        hashlib.sha256(SALT + content[at : at + BLOCK]).digest() for at in range(0, len(content), BLOCK)
+    ]
+    tree = b"".join(leaves).ljust(BLOCK, b"\0")
+    assert 1 < len(leaves) <= BLOCK // 32
+    with open("/tmp/persona", "wb") as file:
+        file.write(content + tree)
+    head = {"asker": asker, "generation": generation}
+    verity = Verity(
+        root_hash=hashlib.sha256(SALT + tree).hexdigest(),
+        salt=SALT.hex(),
+        blocks=len(leaves),
+        hash_offset=len(content),
+    )
+    with open("/tmp/persona", "rb") as file:
+        size = len(content) + len(tree)
+        wanted = Device(id=20, **head, offset=0, length=size, verity=verity)
+        made, (device,) = ask(line, wanted, file.fileno())
+    assert isinstance(made, Made), made
+    cgroup = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    wish = Room(
+        id=21,
+        **head,
+        name="asked",
+        hostname="asked",
+        uid_base=0x10_0000 + SLOT * 0x1_0000,
+        init=("/first",),
+        writable_bytes=1024**2,
+        network=False,
+        console=True,
+    )
+    room, fds = ask(line, wish, cgroup, device)
+    tell("room", list(room.holds) if isinstance(room, RoomMade) else repr(room))
+    assert isinstance(room, RoomMade)
+    held = dict(zip(room.holds, fds, strict=True))
+    tell("born", read_text(f"{home}/cgroup.events").split())
+    tell("said frozen", bool(select.select([held["console"]], [], [], 0.5)[0]))
+    write(f"{home}/cgroup.freeze", "0")
+    text = b""
+    while b"done" not in text and select.select([held["console"]], [], [], DEADLINE_S)[0]:
+        text += os.read(held["console"], 65536)
+    tell("console", text.decode())
+    with socket.socket(fileno=held["listener"]) as listener:
+        listener.settimeout(DEADLINE_S)
+        peer, _ = listener.accept()
+        tell("umbilical", peer.recv(5).decode())
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        tell("peer", struct.unpack("=iII", credentials)[1])
+    run(line, asker, generation, cgroup)
+    return cgroup, device
+
+
+def run(line: socket.socket, asker: int, generation: int, cgroup: int) -> None:
+    """A command in the room, and how it ended."""
+    null = os.open("/dev/null", os.O_RDWR)
+    ended, telling = os.pipe()
+    wish = Exec(
+        id=22,
+        asker=asker,
+        generation=generation,
+        name="asked",
+        argv=("/first", "end"),
+        environment=(),
+        terminal=False,
+    )
+    answer, _ = ask(line, wish, cgroup, null, null, null, telling)
+    os.close(telling)
+    with open(ended) as file:
+        tell(f"ran for {generation}", [type(answer).__name__, file.read()])
+
+
+def write(path: str, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY), "w") as file:
+        file.write(text)
+
+
+def read_text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 def ask_builder(place: Place) -> None:
     """The whole conversation. What goes wrong is in the log."""
     try:
@@ -126,6 +232,7 @@ def converse(place: Place) -> None:
         os.close(fd)
     ask(line, Release(id=5, asker=asker, generation=welcome.generation, name=good.name))
     tell("released is gone", until_mapped(before + 2))
+    cgroup, held = make_room(line, asker, welcome.generation)
     tell("kill the builder", None)
     while True:
         answer, fds = hear(line)
@@ -133,7 +240,12 @@ def converse(place: Place) -> None:
             break
         for fd in fds:
             os.close(fd)
-    tell("its own is gone", until_mapped(before + 1))
+    # The device that is held here, and the one that the room has mounted.
+    tell("its own is gone", until_mapped(before + 2))
+    run(line, asker, answer.generation, cgroup)
+    write(f"{ROOMS}/asked/cgroup.kill", "1")
+    os.close(held)
+    tell("the room's device is gone", until_mapped(before + 1))
     tell("held goes on", read(bad_fd, 1))
     os.close(bad_fd)
     tell("all is gone", until_mapped(before))

@@ -22,3 +22,5 @@ class Boot(Enum):
     FLIPPED_TREE = "a flipped byte in the hash tree"
     WRITES = "two rooms write as they like, behind the write log"
     BUILDER = "checked devices of the builder, and a network card that is parked"
+    OFFENDER = "an organ that takes memory without end, until its memory.max ends it"
+    ENDLESS = "a caller whose message never ends, until its callee's memory.max ends the callee"

@@ -6,6 +6,8 @@ own; whatever happens, they are ended.
 
 from __future__ import annotations
 
+import base64
+import errno
 import json
 import random
 import re
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from bus.envelope import Code
+from organs.manifest import load
 from spine import paths
 from spine.ground import accel, gpt
 from spine.ground.disk import sparse_copy
@@ -23,6 +27,8 @@ from spine.ground.port import PortFailure
 from spine.ground.qemu import Machine
 from spine.image.build import build
 from spine.progress import Progress
+from tests.fire.offenders import offence_named
+from tests.fire.rig import development
 from tests.integration.boots import Boot
 from tests.integration.live import Live, within
 from tests.powercut import blklog
@@ -192,14 +198,16 @@ def test_the_power_cut_catches_a_gate_that_skips_its_flush(
 @pytest.mark.proves("INV-BUILD-4")
 @pytest.mark.proves("INV-BUILD-5")
 @pytest.mark.proves("INV-NET-1")
-def test_the_builder_checks_blocks_and_a_card_is_parked(
+@pytest.mark.proves("INV-ROOM-1")
+def test_the_builder_checks_blocks_and_makes_a_room_and_a_card_is_parked(
     report: Mapping[str, object], tmp_path: Path, power_on: PowerOn
 ) -> None:
     assert report["version"]
     freezer = (paths.ROOT / FREEZER).read_text()
     asking = freezer.replace("async def main(", "async def freeze(")
     assert asking != freezer
-    asking += (Path(__file__).parent / "asker.py").read_text().split('"""', 2)[2] + ASKING
+    asker = (Path(__file__).parent / "asker.py").read_text().split('"""', 2)[2]
+    asking += asker.replace('IMAGE = ""', f'IMAGE = "{persona(tmp_path)}"') + ASKING
     # It writes the personas it asks for, which the freezer itself may not.
     manifest = (paths.ROOT / MANIFEST).read_text()
     writing = manifest.replace('"files-read", "cgroups"]', '"files-read", "files-write", "cgroups"]')
@@ -220,7 +228,17 @@ def test_the_builder_checks_blocks_and_a_card_is_parked(
     before = live.table()["builder"]
     live.probe("kill", "builder", 9)
     within("all devices gone", lambda: told("all is gone"))
+    console = str(facts.pop("console"))
+    generations = {key for key in facts if key.startswith("ran for ")}
+    assert len(generations) == 2
+    assert all(facts.pop(key) == ["Started", "exit 7\n"] for key in generations)
     assert facts == {
+        "room": ["listener", "netns", "route", "console"],
+        "born": ["populated", "1", "frozen", "1"],
+        "said frozen": False,
+        "umbilical": "hello",
+        "peer": 0x15_0000,
+        "the room's device is gone": True,
         "checked": True,
         "same": True,
         "blocks": ["00", "01", "02", "Input/output error", "04", "05", "06", "07"],
@@ -231,12 +249,55 @@ def test_the_builder_checks_blocks_and_a_card_is_parked(
         "held goes on": "01",
         "all is gone": True,
     }
+    said = dict(line.split(None, 1) for line in console.splitlines() if len(line.split(None, 1)) == 2)
+    assert {
+        key: said[key].strip() for key in ("CapEff:", "CapBnd:", "NoNewPrivs:", "Seccomp:", "NSpid:")
+    } == {
+        "CapEff:": "00000000000005fb",
+        "CapBnd:": "00000000000005fb",
+        "NoNewPrivs:": "1",
+        "Seccomp:": "2",
+        "NSpid:": "1",
+    }
+    assert {key: int(said[key]) for key in sorted(TRIED)} == TRIED
+    assert "0::/\r\n" in console
     assert live.restarted("builder", before)
     assert live.call("netroom.links") == {
         "links": [{"name": "eth0", "mac": "52:54:00:12:34:56", "state": "parked"}]
     }
     network = json.loads(str(live.call("operator.status")["json"]))["network"]
     assert network == {"interfaces": ["lo"], "addresses": []}
+
+
+# What the first program tried, and the errno that it must get on the kernel of the image; 0 is a success.
+TRIED = {
+    "write": 0,
+    "null": 0,
+    "node": -errno.EACCES,
+    "settings": -errno.EACCES,
+    "kmsg": 0,
+    "unshare": -errno.EPERM,
+    "mount": -errno.EPERM,
+    "clone3": -errno.ENOSYS,
+    "inet": -errno.EAFNOSUPPORT,
+    "connect": 0,
+}
+
+
+def persona(folder: Path) -> str:
+    """A SquashFS with one program and one device node, in base64."""
+    root = folder / "persona"
+    root.mkdir()
+    source = Path(__file__).with_name("first.c")
+    # Without a library the compiler must not call one either.
+    gcc = ["gcc", "-static", "-nostdlib", "-Os", "-fno-stack-protector", "-fno-tree-loop-distribute-patterns"]
+    subprocess.run([*gcc, "-o", str(root / "first"), str(source)], check=True)
+    image = folder / "persona.squashfs"
+    squash = ["mksquashfs", str(root), str(image), "-quiet", "-no-progress", "-comp", "zstd", "-all-root"]
+    subprocess.run([*squash, "-p", "node c 666 0 0 1 3"], check=True, stdout=subprocess.DEVNULL)
+    content = image.read_bytes()
+    # Two blocks at least: a single one would be its own hash tree.
+    return base64.b64encode(content.ljust(max(2, -(-len(content) // 4096)) * 4096, b"\0")).decode()
 
 
 def offset_in_slot(disk: Path, slot: str, inside: int) -> int:
@@ -262,3 +323,60 @@ def test_a_flipped_byte_panics_the_machine(
     said = live.ground.console.text()
     assert "Kernel panic" in said
     assert "spine: stage" not in said
+
+
+@pytest.mark.parametrize(
+    ("boot", "offence", "ended"),
+    [
+        (Boot.OFFENDER, "memory without end", "umbilical"),
+        # The honest exception: libzmq counts it by no limit, and the callee pays.
+        (Boot.ENDLESS, "a message without end", "gate"),
+    ],
+)
+def test_memory_without_end_is_ended_by_the_limit_of_one_organ_and_no_other_notices(
+    report: Mapping[str, object], tmp_path: Path, power_on: PowerOn, boot: Boot, offence: str, ended: str
+) -> None:
+    """The real memory.max, which the container ground of most hosts has not; else as tests/fire does it."""
+    assert report["version"]
+    out = tmp_path / "out"
+    build(out, replace=offence_named(offence).overlay(development()), progress=Progress())
+    live = power_on(boot, out / "spine.img")
+    before = live.table()
+    kept = 0
+
+    def ended_twice() -> bool:
+        nonlocal kept
+        key = f"{kept}".encode()
+        try:
+            live.call("gate.put", persona="linda", key=key, value=key)
+            kept += 1
+        except PortFailure as failure:
+            # Typed, and only where the callee is the one that ends.
+            if ended != "gate" or failure.failure.code not in (Code.PEER_DIED, Code.DEADLINE):
+                raise
+        now, then = (int(str(table[ended]["generation"])) for table in (live.table(), before))
+        return now >= then + 2
+
+    within(f"{ended} ended twice", ended_twice)
+    after = live.table()
+    assert {n for n, row in after.items() if row["generation"] != before[n]["generation"]} == {ended}
+    said = live.call("operator.log", organ="umbilical", bytes=65536)["text"]
+    assert isinstance(said, bytes)
+    reached = max(int(number) for number in re.findall(rb"offended (\d+)", said))
+    limit = load(str(paths.ROOT / MANIFEST)).organs[ended].memory_max
+    if ended == "umbilical":
+        assert limit // 2 < reached << 20 <= limit
+    else:
+        assert reached > limit // 2
+
+    def all_is_kept() -> bool:
+        try:
+            for number in range(kept):
+                key = f"{number}".encode()
+                assert live.call("gate.get", persona="linda", key=key)["value"] == key
+        except PortFailure:
+            return False  # the offender goes on, so the gate may be away again
+        return True
+
+    within("what was acknowledged is there", all_is_kept)
+    assert kept >= 1

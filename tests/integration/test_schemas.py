@@ -251,11 +251,11 @@ def test_a_new_method_needs_its_schema_and_its_handler_only(tmp_path: Path) -> N
     text_before = schema.read_text()
     assert text_before.rstrip().endswith("}")
     schema.write_text(text_before.rstrip()[:-1] + PING_SCHEMA.format(ordinal=ordinal))
-    served = "        await spine.serve(handlers)\n"
+    served = "        await spine.serve(handlers, rooms.events)\n"
     handler = (
         "        async def ping(_call: object, params: Mapping[str, object]) -> dict[str, object]:\n"
         '            return {"echo": params["echo"]}\n\n'
-        '        await spine.serve({**handlers, "ping": ping})\n'
+        '        await spine.serve({**handlers, "ping": ping}, rooms.events)\n'
     )
     text = organ.read_text()
     assert text.count(served) == 1

@@ -55,6 +55,10 @@ def test_status_follows_its_contract(live: Live) -> None:
 def test_the_spine_has_no_network(live: Live) -> None:
     network = json.loads(str(live.call("operator.status")["json"]))["network"]
     assert network == {"interfaces": ["lo"], "addresses": []}
+    # There is a card, and it waits where nobody is.
+    links = live.call("netroom.links")["links"]
+    assert isinstance(links, list)
+    assert ("eth0", "parked") in {(link["name"], link["state"]) for link in links}
 
 
 @pytest.mark.container

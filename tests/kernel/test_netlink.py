@@ -81,12 +81,20 @@ def test_what_cannot_be_a_name_is_not_sent(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be the name"):
         netlink.move(1, 2, 3, name)
     with pytest.raises(ValueError, match="cannot be the name"):
-        netlink.add_macvlan(1, 2, 3, name, bytes(6))
+        netlink.rename(1, 2, name)
 
 
 def test_what_cannot_be_a_hardware_address_is_not_sent() -> None:
     with pytest.raises(ValueError, match="cannot be a hardware address"):
-        netlink.add_macvlan(1, 2, 3, "eth0", bytes(5))
+        netlink.add_macvlan(1, 2, 3, bytes(5))
+
+
+def test_a_macvlan_is_asked_for_without_a_name() -> None:
+    """Before 6.15 a kernel refuses a name that is taken in the namespace of the asker."""
+    [(_, _, _, body)] = netlink.split(netlink.add_macvlan(1, 2, 3, bytes(6)))
+    asked = dict(netlink.attributes(body[16:]))
+    assert netlink.IFLA_IFNAME not in asked
+    assert asked[netlink.IFLA_NET_NS_FD] == struct.pack("=I", 3)
 
 
 @given(
@@ -164,20 +172,22 @@ def test_links_of_a_namespace(namespace: int) -> None:
 def test_a_link_above_another_with_an_address_and_a_route(namespace: int) -> None:
     """What we ask of the kernel, in the words of `ip`."""
     below = netlink.through(network.netlink_in(namespace))
-    ip(namespace, "link", "add", "card", "type", "veth", "peer", "name", "far")
-    card = next(link for link in below.links() if link.name == "card")
+    ip(namespace, "link", "add", "eth0", "type", "veth", "peer", "name", "far")
+    card = next(link for link in below.links() if link.name == "eth0")
     other = network.new_namespace()
     try:
         inside = netlink.through(network.netlink_in(other))
-        below.add_macvlan(card.index, other, "eth0", bytes.fromhex("020000000009"))
+        below.add_macvlan("eth0", card.index, other, bytes.fromhex("020000000009"))
+        [born] = [link for link in inside.links() if not link.loopback]
+        inside.rename(born.name, born.index, "eth0")
         made = next(link for link in inside.links() if link.name == "eth0")
         assert (made.kind, made.below, made.up) == ("macvlan", card.index, False)
         assert made.mac == bytes.fromhex("020000000009")
         details = ip(other, "-details", "link", "show", "eth0")
         assert "macvlan mode private" in details
-        with pytest.raises(OSError, match="unable to add a macvlan eth0: File exists"):
-            below.add_macvlan(card.index, other, "eth0", bytes.fromhex("02000000000a"))
-        for name in ("card", "far"):
+        with pytest.raises(OSError, match="unable to add a macvlan above gone: No such device"):
+            below.add_macvlan("gone", 12345, other, bytes.fromhex("02000000000a"))
+        for name in ("eth0", "far"):
             below.bring_up(name, next(link.index for link in below.links() if link.name == name))
         inside.without_own_address("eth0", made.index)
         inside.bring_up("eth0", made.index)

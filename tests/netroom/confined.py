@@ -17,9 +17,12 @@ from pathlib import Path
 import trio
 
 from bus.envelope import Failure
+from bus.server import Events
+from bus.wire import Schemas
 from organs.kernel import privileges, seccomp
 from organs.manifest import CAPABILITIES, load
 from organs.netroom import organ
+from tests.bus.wiring import own_schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 STANZA = load(str(ROOT / "organs/manifest.toml")).organs["netroom"]
@@ -35,11 +38,12 @@ class Given:
 class Standing:
     """The runtime, with somebody who calls."""
 
-    def __init__(self, parking: int, route: int, room: list[int]) -> None:
+    def __init__(self, schemas: Schemas, parking: int, route: int, room: list[int]) -> None:
+        self.schemas = schemas
         self.fds = {"netns:parking": parking, "netlink:parking": route}
         self._room = room
 
-    async def serve(self, handlers: Mapping[str, organ.Handler]) -> None:
+    async def serve(self, handlers: Mapping[str, organ.Handler], _events: Events) -> None:
         """Call, say what was answered, and end."""
         for method, fds in (("connect", self._room), ("cut", self._room[:2]), ("connect", self._room)):
             try:
@@ -55,13 +59,14 @@ def main(words: list[str]) -> None:
     """Drop, confine, serve."""
     powerless = words[0] == "--powerless"
     parking, route, *room = map(int, words[powerless:])
-    # What the zygote imports before it forks.
+    # What the zygote has loaded and imported before it forks.
+    schemas = own_schemas()
     trio.run(trio.sleep, 0)
     held = () if powerless else STANZA.capabilities
     privileges.limit(STANZA.nofile_max)
     privileges.drop(STANZA.uid, STANZA.gid, {CAPABILITIES.index(name) for name in held})
     seccomp.confine(STANZA.syscalls)
-    trio.run(organ.main, Standing(parking, route, room))
+    trio.run(organ.main, Standing(schemas, parking, route, room))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 import trio
 
+from bus.server import Events
 from organs.kernel import netlink, network
 from organs.netroom import organ
 from organs.netroom.organ import Netroom
+from tests.bus.wiring import own_schemas
 
 pytestmark = pytest.mark.container
 
@@ -84,15 +86,22 @@ def test_what_cannot_be_moved_stays_down(two: Two, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().err.count("by nature") == 1
 
 
+class Nobody:
+    """A call that nothing goes beside."""
+
+    fds = ()
+
+
 class Standing:
     """The runtime as netroom sees it."""
 
     def __init__(self, two: Two) -> None:
         self.fds = {"netlink:parking": os.dup(two.sockets[1]), "netns:parking": two.parking}
+        self.schemas = own_schemas()
         self.serving = trio.Event()
-        self.handlers: Mapping[str, Callable[..., Awaitable[dict[str, object]]]] = {}
+        self.handlers: Mapping[str, organ.Handler] = {}
 
-    async def serve(self, handlers: Mapping[str, Callable[..., Awaitable[dict[str, object]]]]) -> None:
+    async def serve(self, handlers: Mapping[str, organ.Handler], _events: Events) -> None:
         """Never returns."""
         self.handlers = handlers
         self.serving.set()
@@ -115,7 +124,7 @@ async def test_what_comes_later_is_parked(two: Two, monkeypatch: pytest.MonkeyPa
                 two.ip("link", "add", f"late{turn}", "type", "veth", "peer", "name", f"comer{turn}")
             while len(two.names()[1]) < 43:
                 await trio.sleep(0.005)
-            answer = await standing.handlers["links"](None, {})
+            answer = await standing.handlers["links"](Nobody(), {})
             assert len(answer["links"]) == 42  # type: ignore[arg-type]  # a list, by the schema
             assert two.names()[0] == {"lo"}
             nursery.cancel_scope.cancel()

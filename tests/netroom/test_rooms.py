@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ import pytest
 import trio
 
 from bus.envelope import Code, Failure
-from organs.kernel import netlink
+from organs.kernel import netlink, network
 from organs.netroom import dhcp, lease, organ
 from organs.netroom.organ import own_mac
 from tests.netroom.world import ROOT, Given, Net, Room, net, room, sent, serving, tool, within
@@ -233,6 +234,32 @@ async def test_another_incarnation_begins_with_silence(world: Net, linda: Room) 
             await netroom.cut(linda)
 
 
+async def test_what_an_incarnation_left_half_made_goes(
+    world: Net, linda: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed when it had made the link and not named it; or another card carries by now."""
+    with trio.fail_after(DEADLINE_S):
+        async with serving(world) as netroom:
+            [card] = [link for link in world.there.links() if link.name == "eth0"]
+            world.there.add_macvlan("eth0", card.index, linda.namespace, bytes.fromhex("020000000001"))
+            assert [link.name for link in linda.inside.links()] == ["lo", "macvlan0"]
+            await netroom.connect(linda)
+            first = linda.link()
+            assert first is not None
+            assert [link.name for link in linda.inside.links()] == ["lo", "eth0"]
+            await netroom.cut(linda)
+            monkeypatch.setattr(organ, "ANSWER_S", 0.1)
+            # Another card is there, and the one before is gone, but not its links.
+            tool(world.parking, "ip", "link", "add", "nic9", "type", "veth", "peer", "name", "far9")
+            elsewhere = network.new_namespace()
+            world.there.move("eth0", card.index, elsewhere, "away")
+            os.close(elsewhere)
+            await netroom.connect(linda)
+            second = linda.link()
+            assert second is not None
+            assert second.mac != first.mac
+
+
 async def test_without_a_card_and_with_one_that_comes(linda: Room) -> None:
     with net(plugged=False) as world, trio.fail_after(DEADLINE_S):
         async with serving(world) as netroom:
@@ -294,6 +321,7 @@ async def test_what_is_asked_wrongly_is_refused_and_nothing_leaks(world: Net, li
                     await netroom.handlers[method](given, params)
                 return failure.value.code
 
+            gc.collect()  # what earlier tests left open is not this one's
             open_before = len(os.listdir("/proc/self/fd"))
             for name in ("", "Linda", "a b", "l" * 16, "../x", "1a", "linda\n"):
                 assert await refused(Given(), "forget", room=name) is Code.INVALID

@@ -16,9 +16,11 @@ from typing import TypeVar
 
 import trio
 
+from bus.server import Events
 from organs.kernel import netlink, network, nftables
 from organs.netroom import organ
 from organs.netroom.organ import Netroom
+from tests.bus.wiring import own_schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
@@ -241,15 +243,24 @@ class Serving:
     """An incarnation of netroom: the real `main`, with a world of ours about it."""
 
     def __init__(self, world: Net) -> None:
+        self.schemas = own_schemas()
         self.fds = {"netlink:parking": os.dup(world.sockets[1]), "netns:parking": world.parking}
         self.handlers: Mapping[str, organ.Handler] = {}
+        self.events: Events | None = None
         self.serving = trio.Event()
 
-    async def serve(self, handlers: Mapping[str, organ.Handler]) -> None:
+    async def serve(self, handlers: Mapping[str, organ.Handler], events: Events) -> None:
         """Never returns."""
-        self.handlers = handlers
+        self.handlers, self.events = handlers, events
         self.serving.set()
         await trio.sleep_forever()
+
+    def told(self) -> dict[str, str]:
+        """The connected rooms and their addresses, as the freezer hears them."""
+        assert self.events is not None
+        schema = self.schemas.interfaces["netroom"].events["connected"]
+        told = [schema.decode_params(body) for _, body in self.events.present()]
+        return {str(values["room"]): str(values["address"]) for values in told}
 
     async def connect(self, to: Room, *inbound: int) -> dict[str, object]:
         """As the freezer calls it."""

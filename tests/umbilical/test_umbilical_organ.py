@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,8 @@ class Lines:
     """The freezer's side of the bus, under the test's hand: its methods' real schemas, no rooms behind it."""
 
     def __init__(self) -> None:
-        self.version = 1
         self.lines: dict[str, Line] = {}
-        self.news = trio.Event()
+        self.events = server.Events(own_schemas().interfaces["freezer"], self.present)
         self.hushed: list[tuple[object, object]] = []
         self.asked: list[tuple[object, object]] = []
         self.rested = trio.Event()
@@ -55,26 +55,24 @@ class Lines:
         self.taken: list[object] = []
 
     def say(self, room: str, line: Line) -> None:
-        """What the freezer's `watch` answers from now on."""
+        """What the freezer tells of a room from now on."""
         self.lines[room] = line
-        self.version += 1
-        self.news.set()
-        self.news = trio.Event()
+        self.events.emit("line", line=self.told(room))
 
-    async def _watch(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
-        if params["seen"] == self.version:
-            await self.news.wait()
-        lines = [
-            {
-                "room": room,
-                "epoch": line.epoch,
-                "open": line.open,
-                "gapNs": line.gap_ns,
-                "cgroup": self.found[room][2] if room in self.found else 0,
-            }
-            for room, line in self.lines.items()
-        ]
-        return {"version": self.version, "lines": lines}
+    def told(self, room: str) -> dict[str, object]:
+        """The line as the schema has it."""
+        line = self.lines[room]
+        return {
+            "room": room,
+            "epoch": line.epoch,
+            "open": line.open,
+            "gapNs": line.gap_ns,
+            "cgroup": self.found[room][2] if room in self.found else 0,
+        }
+
+    def present(self) -> list[tuple[str, dict[str, object]]]:
+        """For who begins to hear."""
+        return [("line", {"line": self.told(room)}) for room in self.lines]
 
     async def take(self, params: Mapping[str, object]) -> tuple[dict[str, object], tuple[int, ...]]:
         """The freezer's `takeListener`, without the bus between."""
@@ -89,9 +87,7 @@ class Lines:
         """The room is gone."""
         del self.lines[room]
         self.found.pop(room)[0].close()
-        self.version += 1
-        self.news.set()
-        self.news = trio.Event()
+        self.events.emit("gone", room=room)
 
     async def _hushed(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         self.hushed.append((params["room"], params["epoch"]))
@@ -111,7 +107,6 @@ class Lines:
             "focus": self._never,
             "requestFocus": self._request,
             "hushed": self._hushed,
-            "watch": self._watch,
             **dict.fromkeys(("start", "stop", "exec", "console", "type", "takeListener"), self._never),
         }
 
@@ -232,14 +227,16 @@ async def spine(tmp_path: Path) -> AsyncIterator[Spine]:
                 listening.bind(str(bus_folder / f"{name}.umbilical"))
                 listening.listen(16)
                 listeners = {"umbilical": listening.fileno()}
-                await nursery.start(server.serve, schemas.interfaces[name], handlers, listeners, 1)
+                events = lines.events if name == "freezer" else None
+                serve = partial(server.serve, events=events)
+                await nursery.start(serve, schemas.interfaces[name], handlers, listeners, 1)
             await nursery.start(bus.run)
 
             async def call(organ: str, method: str, params: Mapping[str, object]) -> dict[str, object]:
                 return await bus.peers[organ].call(method, params)
 
             umbilical = Umbilical(call, lines.take, schemas.messages, str(unified()))
-            nursery.start_soon(umbilical.watch)
+            nursery.start_soon(umbilical.listen, bus.peers["freezer"].events())
             held = Spine(umbilical, lines, tmp_path, nursery, schemas, go)
             yield held
             nursery.cancel_scope.cancel()
@@ -420,3 +417,30 @@ async def test_the_codes_are_those_of_the_bus() -> None:
     )
     names = {0: "ok"} | {code.value: wishes.code_name(code.name) for code in Code}
     assert codes.type.names == tuple(names[number] for number in range(len(names)))
+
+
+async def test_rooms_come_go_and_come_again(tmp_path: Path) -> None:
+    """Each room is served by its own listener, and by none when it is gone."""
+    async with spine(tmp_path) as held:
+        first = await open_room(held, "linda")
+        async with Persona(first, held.schemas) as persona:
+            assert (await persona.ask("put", key=b"k", value=b"v"))["code"] == "ok"
+            held.lines.forget("linda")
+            await until(lambda: "linda" not in held.umbilical.rooms)
+            assert await persona.closed()
+        os.unlink(first)
+        again = await open_room(held, "linda")
+        async with Persona(again, held.schemas) as persona:
+            assert (await persona.ask("get", key=b"k"))["value"] == b"v"
+        # A room of the same name whose end nobody told: another number is another room.
+        os.unlink(again)
+        other = unified() / f"umbilical-other-{os.getpid()}"
+        other.mkdir()
+        try:
+            old = held.links("linda")
+            await held.room("linda", ROOT_UIDS, other)
+            await until(lambda: held.umbilical.rooms.get("linda") not in (None, old))
+            assert held.links("linda").cgroup_id == other.stat().st_ino
+        finally:
+            other.rmdir()
+        assert held.lines.taken == ["linda"] * 3

@@ -6,7 +6,7 @@ it, and never holds the port for long. A program whose end nobody can tell is a 
 
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bus.envelope import Code
 from spine.errors import Exit, SpineError
@@ -34,10 +34,10 @@ def run(lease: Lease, persona: str, argv: Sequence[str], streams: tuple[int, int
             at_end = not pending
         if pending or (at_end and not told):
             fed = {"session": session, "data": pending, "end": at_end}
-            taken = int(str(lease.port().call("operator.feed", fed)["taken"]))
+            taken = int(str(_ask(lease, "operator.feed", fed, argv[0])["taken"]))
             pending, told = pending[taken:], at_end
         wait_ms = FULL_MS if pending else WAITING_MS if at_end else TYPING_MS
-        answer = _drain(lease, session, wait_ms, argv[0])
+        answer = _ask(lease, "operator.drain", {"session": session, "waitMs": wait_ms}, argv[0])
         for name, fd in (("output", output), ("error", error)):
             data = answer[name]
             assert isinstance(data, bytes)
@@ -47,9 +47,10 @@ def run(lease: Lease, persona: str, argv: Sequence[str], streams: tuple[int, int
             return exit_code(ended, argv[0])
 
 
-def _drain(lease: Lease, session: object, wait_ms: int, program: str) -> dict[str, object]:
+def _ask(lease: Lease, name: str, params: Mapping[str, object], program: str) -> dict[str, object]:
+    """One call about a session that must be there. SpineError when it is there no more."""
     try:
-        return lease.port().call("operator.drain", {"session": session, "waitMs": wait_ms})
+        return lease.port().call(name, params)
     except PortFailure as failure:
         if failure.failure.code is not Code.NOT_FOUND:
             raise

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from bus.envelope import Kind
+from bus.envelope import Kind, split_beside
 from bus.tap import Record
 from bus.wire import Field, Method, Schemas, Type
 
@@ -117,7 +117,9 @@ class Exporter:
         self.written += 1
         side = record.side.name.lower()
         name = f"{self.written:06}-{named(record.organ)}-{side}-{label}-{envelope.kind.name.lower()}.bin"
-        (self._directory / name).write_bytes(envelope.body)
+        # What announces descriptors beside a message is the bus' own, and no Cap'n Proto.
+        body = split_beside(envelope.body)[2] if method.beside else envelope.body
+        (self._directory / name).write_bytes(body)
         self.example = decoding(schema, struct, self._directory / name)
 
 

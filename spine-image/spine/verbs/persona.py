@@ -349,8 +349,8 @@ def _log(args: argparse.Namespace) -> Answer | None:
         # The port is for one at a time, so it is let go between two looks.
         with attach(args.ground).port() as port:
             while True:
-                answer = port.call("freezer.console", {"persona": name, "after": after})
-                data, seen = answer["data"], answer["after"]
+                answer = port.call("freezer.console", {"persona": name, "after": after, "waitMs": 0})
+                data, seen = answer["data"], answer["next"]
                 assert isinstance(data, bytes)
                 assert isinstance(seen, int)
                 if args.follow:
