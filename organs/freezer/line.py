@@ -29,6 +29,7 @@ CODES: Final = {
     Refusal.STALE: Code.PEER_DIED,
     Refusal.LIMIT: Code.FULL,
     Refusal.UNKNOWN: Code.NOT_FOUND,
+    Refusal.IMAGE: Code.REFUSED,
     Refusal.MISSING: Code.REFUSED,
     Refusal.KERNEL: Code.REFUSED,
 }

@@ -15,10 +15,14 @@ import trio.testing
 from bus.envelope import Code, Failure
 from organs.builder import protocol
 from organs.builder.protocol import Made, Refusal, Refused, Release, Released, Request, Welcome
-from organs.freezer.line import Line
+from organs.freezer.line import CODES, Line
 
 PATIENCE_S = 30
 OWN = 7
+
+
+def test_every_refusal_of_the_builder_has_a_code() -> None:
+    assert CODES.keys() == set(Refusal)
 
 
 class Far:
