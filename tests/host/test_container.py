@@ -223,7 +223,7 @@ def test_a_keeper_that_dies_takes_all_along(container: Container, parts: Path) -
 def test_without_a_gate_there_is_nothing_to_cut(container: Container, parts: Path) -> None:
     start(container, parts)
     with pytest.raises(SpineError) as refused:
-        container.cut()
+        container.power_cut()
     assert refused.value.exit_code == Exit.REFUSED
     assert container.alive()
 

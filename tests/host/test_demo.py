@@ -22,7 +22,7 @@ from spine import cli, paths
 from spine.demo import run as executor
 from spine.demo import steps as demo
 from spine.demo.narrate import Kind, Narrator
-from spine.demo.picture import svg
+from spine.demo.picture import COLUMNS, svg
 from spine.demo.run import Demo
 from spine.demo.steps import Command, Facts, Judge, Seen, Step, Verdict, Way, went_well
 from spine.errors import Exit, SpineError
@@ -330,9 +330,18 @@ def test_a_picture_is_well_formed_whatever_was_told(lines: Sequence[tuple[Kind, 
         narrator.tell(kind, text)
     drawn = svg(narrator.lines, "a < b & c")
     assert drawn == svg(narrator.lines, "a < b & c")
-    found = ElementTree.fromstring(drawn)
+    found = ElementTree.fromstring(drawn).findall("{http://www.w3.org/2000/svg}text")
     shown = [text for kind, text in narrator.lines if kind is not Kind.PROGRESS and text]
-    assert len(found.findall("{http://www.w3.org/2000/svg}text")) == len(shown) + 1
+    assert len(found) >= len(shown) + 1
+    assert all(len(row.text or "") <= COLUMNS for row in found)
+
+
+def test_a_long_command_goes_on_in_the_next_row() -> None:
+    words = " ".join(f"word{number}" for number in range(60))
+    drawn = ElementTree.fromstring(svg([(Kind.COMMAND, f"  $ {words}")], "x"))
+    rows = [row.text or "" for row in drawn.findall("{http://www.w3.org/2000/svg}text")][1:]
+    assert len(rows) > 2
+    assert " ".join(" ".join(rows).split()) == f"$ {words}"
 
 
 # The verb

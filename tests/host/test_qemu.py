@@ -150,7 +150,7 @@ def test_one_life_of_a_machine(machine: Machine, disk: Path, tmp_path: Path) -> 
 def test_a_machine_without_a_log_cannot_be_cut(machine: Machine, disk: Path) -> None:
     machine.start(disk, extra=FROZEN)
     with pytest.raises(SpineError) as refused:
-        machine.cut()
+        machine.power_cut()
     assert refused.value.exit_code == Exit.REFUSED
     assert "--log-writes" in refused.value.fix
     assert machine.alive()
@@ -161,7 +161,7 @@ def test_a_cut_leaves_the_disk_as_it_was_before_what_nobody_flushed(machine: Mac
     before = disk.read_bytes()
     machine.start(disk, logged=True, extra=FROZEN)
     assert powercut.logged(machine.directory)
-    lost = machine.cut()
+    lost = machine.power_cut()
     assert not machine.alive()
     assert not powercut.logged(machine.directory)
     # Nothing boots from an empty disk, so nothing was written.

@@ -143,7 +143,7 @@ def test_the_rooms() -> None:
     }
     shown = status.page(found)
     assert "courier         running               5 µs   connected 10.0.2.15/24, has the focus\n" in shown
-    assert "linda           frozen            531837 µs   none\n" in shown
+    assert "linda           frozen           531837 µs   none\n" in shown
     assert "processor time" not in status.page(status.document(GROUND, TOLD, SLOTS, None))
 
 

@@ -56,7 +56,9 @@ class Narrator:
         """One line, or several."""
         with self._lock:
             for line in text.split("\n"):
-                shown = PREFIXES.get(kind, "") + "".join(c for c in line if c.isprintable())[:WIDTH_MAX]
+                shown = PREFIXES.get(kind, "") + "".join(c for c in line if c.isprintable())
+                # A command is ours, and shown whole, so that it can be typed.
+                shown = shown if kind is Kind.COMMAND else shown[:WIDTH_MAX]
                 if kind is Kind.TITLE:
                     self._put(Kind.CLAIM, "")
                 self._put(kind, shown.rstrip())

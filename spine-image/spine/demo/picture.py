@@ -3,6 +3,7 @@
 Pure: lines in, text out. The same lines give the same bytes. Lines of progress are left out, and said to be.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 from xml.sax.saxutils import escape
@@ -25,7 +26,7 @@ STYLES: Final = {
 
 def svg(lines: Sequence[tuple[Kind, str]], heading: str) -> str:
     """The picture. `heading` stands in the bar of the window."""
-    shown = [(kind, text[:COLUMNS]) for kind, text in lines if kind is not Kind.PROGRESS]
+    shown = [(kind, row) for kind, text in lines if kind is not Kind.PROGRESS for row in _rows(kind, text)]
     while shown and not shown[0][1]:
         shown.pop(0)
     width = round(COLUMNS * LETTER_PX) + 2 * MARGIN_PX
@@ -49,3 +50,12 @@ def svg(lines: Sequence[tuple[Kind, str]], heading: str) -> str:
             y = BAR_PX + MARGIN_PX + LINE_PX * (at + 1) - 4
             parts.append(f'<text x="{MARGIN_PX}" y="{y}" class="{kind.value}">{escape(text)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _rows(kind: Kind, text: str) -> list[str]:
+    """A line in the width of the picture: a command goes on in the next row, anything else is cut off."""
+    if kind is not Kind.COMMAND or len(text) <= COLUMNS:
+        return [text[:COLUMNS]]
+    return textwrap.wrap(
+        text, COLUMNS - 2, subsequent_indent=" " * 6, break_on_hyphens=False, drop_whitespace=True
+    ) or [text[:COLUMNS]]

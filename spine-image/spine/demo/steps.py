@@ -147,7 +147,7 @@ def _cut(ground: str) -> Step:
         "The power goes at once, without a word to anybody. linda starts by herself at boot, and has what\n"
         "she stored. courier, another persona, asks for the same name and finds nothing.",
         (
-            Command("./spine cut", cut),
+            Command("./spine powercut", cut),
             _boots(boot, BOOT_S),
             Command("./spine exec linda -- umbilical get greeting", says("hello")),
             Command("./spine persona install courier", went_well, limit_s=BUILD_S, shown="signature|It is"),
@@ -236,7 +236,9 @@ def _flipped() -> Step:
                 went_well,
             ),
             Command(f"XDG_STATE_HOME={FLIPPED} ./spine boot --detach --no-restart", refused, limit_s=BOOT_S),
-            Command(f"XDG_STATE_HOME={FLIPPED} ./spine log | grep -E 'verity|panic|spine: stage'", panicked),
+            Command(
+                f"XDG_STATE_HOME={FLIPPED} ./spine log | grep -E 'verity: |panic - |spine: stage'", panicked
+            ),
             Command(f"rm -r {FLIPPED}", went_well),
         ),
         flips=True,

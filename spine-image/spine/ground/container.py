@@ -262,11 +262,11 @@ class Container:
             self._wait_end(KILL_S)
         self.clean()
 
-    def cut(self) -> None:
+    def power_cut(self) -> None:
         """The power goes: kill all, and in the same breath stop the gate's file system without its journal.
 
         What was not yet on its device is gone. What the device had taken and not flushed stays, unlike after
-        `Machine.cut`; so does all that was written to other files. SpineError (1, 5, 124), OSError.
+        `Machine.power_cut`; so does all that was written to other files. SpineError (1, 5, 124), OSError.
         """
         group, gate = self._group(), list[str]()
         if group is not None:
@@ -276,7 +276,7 @@ class Container:
             raise SpineError(
                 "the power cannot be cut honestly",
                 "the gate does not run, so nobody holds the file system that is to lose what was not synced",
-                "./spine status --container; then ./spine cut --container",
+                "./spine status --container; then ./spine powercut --container",
                 Exit.REFUSED,
             )
         persist = os.open(f"/proc/{gate[0]}/root/persist", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

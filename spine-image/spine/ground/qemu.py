@@ -179,7 +179,7 @@ class Machine:
 
         `disk` is written to. `variables` are the firmware's (a new copy of its own when not given).
         `blockdevs` replace the plain disk: nodes in the order of their making, the guest's named `DISK_NODE`.
-        `logged` logs what is written to the disk, for `cut`, in place of `blockdevs`. `no_reboot` makes a
+        `logged` logs what is written to the disk, for `power_cut`, in place of `blockdevs`. `no_reboot` makes a
         reset end QEMU. `forward` leads ports of the host's loopback to the guest's, `outside` lets the guest
         out. SpineError: QEMU or its firmware is missing, or it ended at once.
         """
@@ -311,7 +311,7 @@ class Machine:
             self.wait_exit(KILL_S)
         self.forget()
 
-    def cut(self) -> powercut.Lost:
+    def power_cut(self) -> powercut.Lost:
         """The power goes: end QEMU at once, and leave on the disk what was sure to be durable, nothing else.
 
         SpineError (5): the machine was not started with its writes logged. LogError.
@@ -320,7 +320,7 @@ class Machine:
             raise SpineError(
                 "the power cannot be cut honestly",
                 "what this machine wrote and did not flush is in no log, so killing QEMU would lose nothing",
-                "./spine stop; ./spine boot --log-writes; then ./spine cut",
+                "./spine stop; ./spine boot --log-writes; then ./spine powercut",
                 Exit.REFUSED,
             )
         disk = self.disk

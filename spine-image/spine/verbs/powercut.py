@@ -1,4 +1,4 @@
-"""`./spine cut`: the power goes. What was not surely on the disk by then is gone; the ground is off.
+"""`./spine powercut`: the power goes. What was not surely on the disk by then is gone; the ground is off.
 
 Touches: the QEMU process of the machine and its disk, or the processes of the container and the file system
 of its gate. Says exactly what was done, since the two are not the same.
@@ -29,14 +29,14 @@ def run(args: argparse.Namespace) -> int:
     figures: dict[str, int] = {}
     with state.locked(state.directory(kind)):
         if isinstance(ground, Container):
-            ground.cut()
+            ground.power_cut()
             did = (
                 "all processes were killed, and the gate's file system was stopped without its journal\n"
                 "(EXT4_IOC_SHUTDOWN): what was not on its device by then is gone"
             )
         else:
             try:
-                lost = ground.cut()
+                lost = ground.power_cut()
             except LogError as error:
                 raise SpineError(
                     "the log of the machine's writes cannot be read",
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
                 f"flush had followed ({lost.lost_bytes} bytes) were thrown away"
             )
     if args.json:
-        sys.stdout.write(json.dumps({"cut": kind, **figures}) + "\n")
+        sys.stdout.write(json.dumps({"powercut": kind, **figures}) + "\n")
     else:
         sys.stdout.write(did + "\n")
     return 0
