@@ -179,9 +179,9 @@ class Machine:
 
         `disk` is written to. `variables` are the firmware's (a new copy of its own when not given).
         `blockdevs` replace the plain disk: nodes in the order of their making, the guest's named `DISK_NODE`.
-        `logged` logs what is written to the disk, for `power_cut`, in place of `blockdevs`. `no_reboot` makes a
-        reset end QEMU. `forward` leads ports of the host's loopback to the guest's, `outside` lets the guest
-        out. SpineError: QEMU or its firmware is missing, or it ended at once.
+        `logged` logs what is written to the disk, for `power_cut`, in place of `blockdevs`. `no_reboot` makes
+        a reset end QEMU. `forward` leads ports of the host's loopback to the guest's, `outside` lets the
+        guest out. SpineError: QEMU or its firmware is missing, or it ended at once.
         """
         if self.alive():
             raise SpineError(

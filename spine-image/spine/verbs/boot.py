@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-writes",
         action="store_true",
-        help="log what the machine writes to its disk, so that ./spine powercut can lose what it did not flush",
+        help="log what the machine writes, so that ./spine powercut can lose what it did not flush",
     )
     parser.add_argument(
         "--no-restart", action="store_true", help="a machine that resets itself ends, and why is told"
@@ -89,7 +89,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.container and (args.log_writes or args.no_restart):
         raise SpineError(
             "--log-writes and --no-restart are for the machine",
-            "a container has no disk to log (./spine powercut --container needs no log) and does not reset itself",
+            "a container does not reset itself, and ./spine powercut needs no log there",
             "./spine boot --container",
             Exit.USAGE,
         )
