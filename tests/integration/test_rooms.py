@@ -221,7 +221,9 @@ def test_the_network_is_the_focused_rooms_and_not_the_spines(housed: Live) -> No
     within("an address", lambda: network(housed, "courier").startswith(f"connected {address}/"))
     shown = said(housed, "courier", "--", "sh", "-c", "ip -4 addr show eth0; cat /etc/resolv.conf")
     assert f"inet {address}/24" in shown.decode()
-    assert b"nameserver" in shown
+    if housed.kind == "container":
+        # QEMU, closed towards the host, names no server.
+        assert f"nameserver {wire.ROUTER.ip}" in shown.decode()
     status = json.loads(str(housed.call("operator.status")["json"]))["network"]
     assert status == {"interfaces": ["lo"], "addresses": []}
     links = said(housed, "--focus", "linda", "--", "sh", "-c", "ip -o link").decode().splitlines()
