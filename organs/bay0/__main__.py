@@ -59,6 +59,7 @@ class Bay0:
     ) -> None:
         self._report, self._release, self._ground, self._missing = report, release, where, missing
         self._policy = manifest.spine
+        self._subtrees = [o.subtree for o in manifest.organs.values() if o.subtree is not None]
         self._mounted = [m.device for organ in manifest.organs.values() for m in organ.mounts]
         self._loop = Loop()
         self._signals = Signals((signal.SIGCHLD, *map(signal.Signals, SIGNALS)))
@@ -194,6 +195,8 @@ class Bay0:
         if self._stop is None:
             self._report.say(f"ending: {word}")
             self._stop = (word, stop.State())
+            for subtree in self._subtrees:
+                cgroups.kill_below(subtree)
             self._children.terminate()
 
     def _stop_deadline_ms(self) -> int:

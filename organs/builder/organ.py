@@ -11,6 +11,7 @@ is dropped, with what came with it. Anything else ends the process; bay0 starts 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -296,27 +297,34 @@ def send(line: socket.socket, answer: Answer, fds: list[int]) -> None:
         say(f"an answer is not taken: {error}")
 
 
-def hear(line: socket.socket, builder: Builder) -> None:
-    """One datagram of the line, if there is one, and the answer to it, if it is due now."""
+class LineGone(OSError):
+    """The line has no other end: nobody will ask any more."""
+
+
+def hear(line: socket.socket, builder: Builder) -> bool:
+    """One datagram of the line, and the answer to it, if it is due now. False when there was nothing."""
     try:
         datagram, fds, flags, _ = socket.recv_fds(
             line, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
         )
     except BlockingIOError:
-        return
+        return False
     try:
+        if not datagram:
+            return False
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise Unreadable("more than one message may hold")
         request = protocol.decode_request(datagram)
         due = builder.answer(request, fds)
     except Unreadable as error:
         say(f"not a request: {error}")
-        return
+        return True
     finally:
         for fd in fds:
             os.close(fd)
     if due is not None:
         send(line, *due)
+    return True
 
 
 def settle(line: socket.socket, builder: Builder, ready: int) -> None:
@@ -339,9 +347,9 @@ def main(place: Place, homes: str = cgroups.path(layout.ROOMS)) -> None:
         readable = select.poll()
         for fd in (line.fileno(), *builder.errands.watched()):
             readable.register(fd, select.POLLIN)
-        for fd, _ in readable.poll(place.heartbeat_ms):
-            if fd == line.fileno():
-                hear(line, builder)
-            else:
+        for fd, event in readable.poll(place.heartbeat_ms):
+            if fd != line.fileno():
                 settle(line, builder, fd)
+            elif not hear(line, builder) and event & select.POLLHUP:
+                raise LineGone(errno.EPIPE, "the line to the freezer has no other end")
         builder.errands.overdue()

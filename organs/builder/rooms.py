@@ -127,6 +127,8 @@ def _fit(
     proc = rootfs.make("proc", {}, INERT)
     namespaces.enter(pidfd, namespaces.INSIDE)
     privileges.become_fitter()
+    # The change of ids has undone it.
+    privileges.end_with_parent()
     namespaces.set_hostname(request.hostname)
     roomnet.loopback_up()
     root, masks = _root(request, image)

@@ -28,10 +28,11 @@ _DIGITS: Final = frozenset("0123456789")
 # A persona's name is a part of paths and of names, as an organ's; a host name is one label of RFC 1123.
 NAME_CHARS_MAX: Final = 15
 HOSTNAME_CHARS_MAX: Final = 63
-# Each room has the ids of one slot, above everything that the spine itself uses; no two rooms share one.
+# Each room has one of so many ranges of ids, above everything that the spine itself uses. Ranges do not
+# overlap; which of them is free, the freezer knows.
 IDS: Final = 0x1_0000
 UID_BASE: Final = 0x10_0000
-SLOTS: Final = 16
+RANGES: Final = 16
 # What a room may write into memory: less holds nothing, more is more than a household's machine has.
 WRITABLE_MIN, WRITABLE_MAX = 1024**2, 16 * 1024**3
 # A persona's manifest has as many words; a person at a prompt may type more.
@@ -87,9 +88,9 @@ def room(name: str, hostname: str, uid_base: int, init: Sequence[str], writable_
         or "-" in (hostname[0], hostname[-1])
     ):
         return "a host name is 1 to 63 lower case letters, digits and inner hyphens"
-    slot, beside = divmod(uid_base - UID_BASE, IDS)
-    if beside or not 0 <= slot < SLOTS:  # INV-ROOM-7
-        return f"the ids must begin at {UID_BASE:#x} plus 0 to {SLOTS - 1} times {IDS:#x}"
+    number, beside = divmod(uid_base - UID_BASE, IDS)
+    if beside or not 0 <= number < RANGES:  # INV-ROOM-7
+        return f"the ids must begin at {UID_BASE:#x} plus 0 to {RANGES - 1} times {IDS:#x}"
     if not WRITABLE_MIN <= writable_bytes <= WRITABLE_MAX:
         return f"what it may write must be from {WRITABLE_MIN} to {WRITABLE_MAX} bytes"
     if not 1 <= len(init) <= INIT_WORDS_MAX or max(map(len, init)) > INIT_CHARS_MAX:

@@ -115,6 +115,11 @@ def delegate(name: str, uid: int, gid: int) -> None:
     os.chown(folder, uid, gid)
 
 
+def kill_below(name: str) -> None:
+    """SIGKILL to everything in the cgroup `name` and below it; frozen or not, it dies. Raises OSError."""
+    _write(path(name), "cgroup.kill", "1")
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What the kernel says of a cgroup. `asked`: it was told to freeze; `frozen`: all in it stands still.

@@ -30,10 +30,16 @@ BIRTH: Final = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE
 INSIDE: Final = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
 # The same in a room that has begun.
 BEGUN: Final = INSIDE | CLONE_NEWCGROUP
-# The limits by which a user namespace allows no further namespace below it. One is the first process' own
-# view of its cgroup, which it takes when it runs.
+# The limits of a user namespace: no further namespace below it. One is the first process' own view of its
+# cgroup, which it takes when it runs.
 LIMITS_FOLDER: Final = "sys/user"
-_LIMITS: Final = {**dict.fromkeys(("user", "pid", "mnt", "net", "ipc", "uts", "time"), 0), "cgroup": 1}
+_LIMITS: Final = {
+    **{f"max_{kind}_namespaces": 0 for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time")},
+    "max_cgroup_namespaces": 1,
+    # These are counted for the spine's root as well, who has made the namespace: a room takes its part.
+    "max_inotify_instances": 64,
+    "max_inotify_watches": 16384,
+}
 
 
 class Gone(ProcessLookupError):
@@ -90,8 +96,8 @@ def forbid_more(limits: int) -> None:
 
     `limits` is a descriptor of `LIMITS_FOLDER` in a proc filesystem; whose limits they are is the caller's.
     """
-    for kind, limit in _LIMITS.items():
-        fd = os.open(f"max_{kind}_namespaces", os.O_WRONLY | os.O_CLOEXEC, dir_fd=limits)
+    for name, limit in _LIMITS.items():
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=limits)
         try:
             os.write(fd, b"%d" % limit)  # INV-ROOM-5
         finally:

@@ -50,6 +50,16 @@ class _Stream:
     kept: bytearray = field(default_factory=bytearray)
     open: bool = True
 
+    def fill(self, limit: int) -> None:
+        """Take what is there, as far as it is kept. Never waits."""
+        while self.open and len(self.kept) < limit:
+            try:
+                data = os.read(self.fd, min(READ_BYTES, limit - len(self.kept)))
+            except BlockingIOError:
+                return
+            self.kept += data
+            self.open = bool(data)
+
     def take(self) -> bytes:
         """Everything that waits."""
         data = bytes(self.kept)
@@ -76,8 +86,15 @@ class _Session:
 
     @property
     def ended(self) -> str:
-        """How the program ended; empty while that, or something that it wrote, is still to come."""
-        if any(stream.open for stream in self.streams) or self.output.kept or self.error.kept:
+        """How the program ended; empty while that, or something that it wrote, is still to come.
+
+        What it started and left behind may hold its streams for ever; they are not waited for.
+        """
+        if self.status.open:
+            return ""
+        for stream in (self.output, self.error):
+            stream.fill(KEPT_BYTES)  # all that the program wrote is there by now
+        if self.output.kept or self.error.kept:
             return ""
         text = self.status.kept.decode("ascii", errors="replace").strip()
         return text if END.fullmatch(text) else UNKNOWN
@@ -144,17 +161,12 @@ class Sessions:
         self._close(number)
 
     async def _pump(self, session: _Session, stream: _Stream, limit: int) -> None:
-        while True:
+        while stream.open:
             while len(stream.kept) >= limit:
                 await session.changed.wait()
             await trio.lowlevel.wait_readable(stream.fd)
-            data = os.read(stream.fd, min(READ_BYTES, limit - len(stream.kept)))
-            if not data:
-                break
-            stream.kept += data
+            stream.fill(limit)
             session.happen()
-        stream.open = False
-        session.happen()
 
     def _close(self, number: int) -> None:
         session = self._sessions.pop(number, None)

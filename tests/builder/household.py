@@ -48,11 +48,11 @@ class Living:
     pid: int
     home: Path
     holds: Mapping[str, int]
-    slot: int
+    number: int
 
     @property
     def uid(self) -> int:
-        return UID_BASE + self.slot * IDS
+        return UID_BASE + self.number * IDS
 
     def freeze(self, yes: bool) -> None:
         (self.home / "cgroup.freeze").write_text(str(int(yes)))
@@ -183,16 +183,16 @@ class Household:
             if not isinstance(image, int):
                 os.close(device)
 
-    def room(self, image: Path | int, name: str, slot: int = 0, **other: Any) -> Living:
+    def room(self, image: Path | int, name: str, number: int = 0, **other: Any) -> Living:
         """A room that must be made; it is frozen."""
-        answer, fds = self.ask(image, name, uid_base=UID_BASE + slot * IDS, **other)
+        answer, fds = self.ask(image, name, uid_base=UID_BASE + number * IDS, **other)
         assert isinstance(answer, RoomMade), answer
         assert answer.name == name
-        return Living(name, answer.pid, self.homes / name, dict(zip(answer.holds, fds, strict=True)), slot)
+        return Living(name, answer.pid, self.homes / name, dict(zip(answer.holds, fds, strict=True)), number)
 
-    def begun(self, image: Path | int, name: str, slot: int = 0, **other: Any) -> Living:
+    def begun(self, image: Path | int, name: str, number: int = 0, **other: Any) -> Living:
         """A room that runs, past the first line of its first program."""
-        room = self.room(image, name, slot, **other)
+        room = self.room(image, name, number, **other)
         room.freeze(False)
         room.console("begun")
         return room

@@ -230,6 +230,16 @@ def test_nonsense_neither_kills_nor_leaks(freezer: Freezer, backing: int) -> Non
     assert len(list(folder.iterdir())) == before
 
 
+def test_a_line_without_another_end_ends_the_builder(freezer: Freezer) -> None:
+    """bay0 keeps both ends for the whole boot, so this is the end of bay0. An empty datagram is not."""
+    assert freezer.builder is not None
+    freezer.ours.send(b"")
+    assert isinstance(freezer.ask(Hello(**freezer.head()))[0], Welcome)
+    freezer.theirs.close()
+    freezer.ours.close()
+    assert freezer.builder.wait(DEADLINE_S) == 1
+
+
 def test_there_are_no_more_devices_than_the_limit(freezer: Freezer, backing: int) -> None:
     folders = []
     for _ in range(DEVICES_MAX):

@@ -38,7 +38,7 @@ DEADLINE_S = 60.0
 # The persona: a SquashFS in base64, put here by the test.
 IMAGE = ""
 ROOMS = "/sys/fs/cgroup/rooms"
-SLOT = 5
+RANGE = 5
 
 
 class Place(Protocol):
@@ -130,7 +130,7 @@ def make_room(line: socket.socket, asker: int, generation: int) -> tuple[int, in
         **head,
         name="asked",
         hostname="asked",
-        uid_base=0x10_0000 + SLOT * 0x1_0000,
+        uid_base=0x10_0000 + RANGE * 0x1_0000,
         init=("/first",),
         writable_bytes=1024**2,
         network=False,

@@ -118,6 +118,7 @@ def test_a_rooms_own_things_are_reached_from_within(rooms: Rooms) -> None:
 
 
 @pytest.mark.container
+@pytest.mark.proves("INV-ROOM-2")
 def test_two_rooms_of_one_image_share_no_page(container: Live, rooms: Rooms) -> None:
     if rooms.ground != "container":
         pytest.skip("the page map of the machine is not for its host to read")
@@ -133,6 +134,8 @@ def test_two_rooms_of_one_image_share_no_page(container: Live, rooms: Rooms) -> 
 
 
 @pytest.mark.container
+@pytest.mark.proves("INV-ROOM-7")
+@pytest.mark.proves("INV-ROOM-20")
 def test_two_rooms_have_no_user_in_common(container: Live, rooms: Rooms) -> None:
     if rooms.ground != "container":
         pytest.skip("the processes of the machine are not for its host to read")
@@ -304,6 +307,7 @@ VERSIONS = itertools.count(1)
 TRICKS = {"up": "../../../../../../tmp/spine-trick", "absolute": "/usr/bin", "itself": "itself"}
 
 
+@pytest.mark.proves("INV-ROOM-3")
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_image_with_a_link_where_the_spine_mounts_is_refused_or_harmless(

@@ -1,12 +1,7 @@
-"""The freezer as it runs: its own user, its own filter, the cgroups that bay0 gave it.
-
-The rooms are made from outside, as nobody makes them yet: cgroups of the freezer's in the container's
-subtree, with processes that never rest. A restarted freezer finds them.
-"""
+"""The focus among real personas, as a person moves it: ./spine persona, focus, exec."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +9,11 @@ from pathlib import Path
 import pytest
 
 from bus.envelope import Code
-from organs.manifest import load
 from spine.ground.port import PortFailure
-from tests.integration.live import Live, within
+from tests.integration.live import Live, spine, within
 
 pytestmark = pytest.mark.container
 ROOMS = ("courier", "linda")
-FREEZER = load(str(Path(__file__).resolve().parents[2] / "organs/manifest.toml")).organs["freezer"]
 
 
 def subtree(live: Live) -> Path:
@@ -32,41 +25,17 @@ def subtree(live: Live) -> Path:
     return Path(unified + path).parent / "rooms"
 
 
-def spinning(cgroup: Path) -> int:
-    """A process that never rests, in the cgroup."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            (cgroup / "cgroup.procs").write_text("0")
-            while True:
-                pass
-        finally:
-            os._exit(1)
-    return pid
-
-
 @pytest.fixture(name="rooms")
 def _rooms(container: Live) -> Iterator[Path]:
-    root = subtree(container)
-    assert root.stat().st_uid == FREEZER.uid
-    pids = []
+    """Rooms of the two personas of this tree, each with a process that never rests."""
     for name in ROOMS:
-        (root / name).mkdir()
-        for path in (root / name, *(root / name).iterdir()):
-            os.chown(path, FREEZER.uid, FREEZER.gid)
-        (root / name / "cgroup.freeze").write_text("1")
-        pids += [spinning(root / name) for _ in range(3)]
-    within(
-        "processes in the rooms",
-        lambda: all(len((root / name / "cgroup.procs").read_text().split()) == 3 for name in ROOMS),
-    )
-    yield root
+        spine("persona", "install", name, "--container")
+        spine("persona", "start", name, "--container")
+        spine("exec", "--focus", name, "--container", "--", "sh", "-c", "while :; do :; done &")
+    yield subtree(container)
     for name in ROOMS:
-        with contextlib.suppress(FileNotFoundError):
-            (root / name / "cgroup.kill").write_text("1")
-    for pid in pids:
-        os.waitpid(pid, 0)
-    within("the rooms gone", lambda: not any((root / name).exists() for name in ROOMS))
+        spine("persona", "stop", name, "--container")
+        spine("persona", "remove", name, "--container")
     assert container.call("freezer.rooms") == {"rooms": [], "focus": ""}
 
 
@@ -83,14 +52,10 @@ def used(live: Live) -> dict[str, int]:
 
 
 @pytest.mark.proves("INV-FOCUS-4")
-def test_the_running_freezer_moves_the_focus(container: Live, rooms: Path) -> None:
-    before_kill = container.table()["freezer"]
-    container.probe("kill", "freezer", 9)
-    within("the next freezer", lambda: container.restarted("freezer", before_kill))
-    assert container.call("freezer.rooms")["focus"] == ""
-    assert awake(rooms) == []
+def test_the_focus_moves_and_outlives_the_freezer(container: Live, rooms: Path) -> None:
+    assert os.stat(rooms).st_uid == 2004
     for name in (*ROOMS, *ROOMS):
-        container.call("freezer.focus", persona=name)
+        spine("focus", name, "--container")
         assert awake(rooms) == [name]
         assert container.call("freezer.rooms")["focus"] == name
     # The other stands still while this one uses what there is.
@@ -100,3 +65,11 @@ def test_the_running_freezer_moves_the_focus(container: Live, rooms: Path) -> No
     with pytest.raises(PortFailure) as refused:
         container.call("freezer.focus", persona="nobody")
     assert refused.value.failure.code is Code.NOT_FOUND
+    # A new freezer finds the rooms, wakes nobody, and what runs goes on with all that was its own.
+    table = container.table()["freezer"]
+    container.probe("kill", "freezer", 9)
+    within("the next freezer", lambda: container.restarted("freezer", table))
+    assert awake(rooms) == ["linda"]
+    within("linda has the focus again", lambda: container.call("freezer.rooms")["focus"] == "linda")
+    assert spine("exec", "linda", "--container", "--", "umbilical", "status").startswith(b"persona linda\n")
+    assert used(container)["courier"] == before["courier"]

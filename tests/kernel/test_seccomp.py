@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from organs.kernel import bpf
 from organs.kernel.numbers import NAMES, NUMBERS
+from organs.kernel.roomcalls import ALLOWED, LOOKED_AT, NOT_THERE
 from organs.kernel.syscalls import (
     ABRUPT,
     ENOSYS,
@@ -300,3 +301,44 @@ def test_a_filter_the_kernel_refuses_is_an_error() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert "put on the seccomp filter" in done.stderr
+
+
+@pytest.mark.proves("INV-ROOM-8")
+@pytest.mark.parametrize("room", [(ROOM,), (ROOM, ROOM_NETWORK)], ids=["alone", "network"])
+def test_who_makes_rooms_punishes_nothing_that_a_room_is_answered(room: tuple[str, ...]) -> None:
+    """Filters add up and the strictest answer counts: the builder's must let pass what a room's decides."""
+    builder = tuple(sorted(load(str(ROOT / "organs/manifest.toml")).organs["builder"].syscalls))
+    for number in (*range(600), 2**31 - 1):
+        for arguments in telling(room, NAMES.get(number, "")):
+            inner = run(program(room), number, bpf.ARCHITECTURE, arguments)
+            outer = run(program(builder), number, bpf.ARCHITECTURE, arguments)
+            assert outer in (bpf.ALLOW, inner), (NAMES.get(number), arguments)
+
+
+def test_the_table_of_rooms_names_each_call_once() -> None:
+    parts = [names.split() for names in (ALLOWED, NOT_THERE, LOOKED_AT)]
+    named = [name for part in parts for name in part]
+    assert len(named) == len(set(named))
+    assert set(named) <= NUMBERS.keys()
+    # What needs no capability and yet leads to other processes, other namespaces or the kernel's machinery.
+    assert not set(parts[0]) & (set(ABRUPT) - KEPT)
+    for rule in GROUPS[ROOM].rules:
+        assert rule.checks is not None or rule.refusal is not None, f"{rule.name} would be a death"
+
+
+# What an organ has no use for and a program in a room has: other programs, other users of the room, memory
+# files, protection keys.
+KEPT = {
+    *("execve", "execveat", "fork", "vfork", "memfd_create", "pkey_mprotect", "mknod", "mknodat", "setuid"),
+    *(
+        "setgid",
+        "setreuid",
+        "setregid",
+        "setresuid",
+        "setresgid",
+        "setgroups",
+        "setfsuid",
+        "setfsgid",
+        "capset",
+    ),
+}

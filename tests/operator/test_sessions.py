@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -114,6 +115,14 @@ async def test_a_flood_waits_for_its_reader_and_none_of_it_is_lost() -> None:
         await trio.testing.wait_all_tasks_blocked(0.05)
         output, _, ended = await finished(held, number)
         assert (len(output), ended) == (count, "exit 0")
+
+
+async def test_what_a_program_leaves_behind_does_not_hold_its_end_up() -> None:
+    async with running() as (held, _):
+        number = await started(held, "sh", "-c", "sleep 1000 & echo $!; exit 5")
+        output, _, ended = await finished(held, number)
+        assert ended == "exit 5"
+        os.kill(int(output), signal.SIGKILL)
 
 
 async def test_input_is_taken_as_fast_as_it_is_read() -> None:
