@@ -6,6 +6,7 @@ Each demo has a state directory of its own, and leaves nothing there or elsewher
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from spine import paths
+from spine.ground import state
 from tests.integration.boots import Boot
 from tests.integration.live import spine
 
@@ -103,4 +105,22 @@ def test_it_fails_with_a_gate_that_skips_its_flush(tmp_path: Path, home: Path) -
     assert all(command["held"] for command in before)
     assert last["command"] == "./spine exec linda -- umbilical get greeting"
     assert not last["held"]
+    assert not [path for path in left(home) if "/sys/block" in path]
+
+
+@pytest.mark.container
+def test_one_that_is_ended_stops_what_it_booted(home: Path) -> None:
+    with subprocess.Popen(
+        [paths.ROOT / "spine", "demo", "--container"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as ended:
+        assert ended.stdout is not None
+        for line in ended.stdout:
+            if line.startswith(b"Power cut"):
+                ended.terminate()
+                break
+        ended.stdout.read()
+        assert ended.wait(120) == 128 + signal.SIGTERM
+    where = home / paths.NAME / "demo" / paths.NAME / "container"
+    assert where.is_dir()
+    assert state.read(where) is None
     assert not [path for path in left(home) if "/sys/block" in path]
