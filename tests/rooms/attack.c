@@ -3,6 +3,7 @@
  *     attack NAME [WORD ...]     one attack: `reached: WHAT` and exit code 0, or `refused: ERRNO` and 1; 2: misuse
  *     attack each                the same for each line of the input; the answers are numbered from 1
  *     attack victim MARK DIR     makes one of each thing that others must not reach, says `ready`, waits for its end
+ *     attack end WORD             ends every process that was started with this first word
  *     attack idle                the first process of a room: takes in orphans, does nothing
  *
  * An attack is "reached" only when the thing itself was had: the byte read, the descriptor got, the call let
@@ -1645,6 +1646,7 @@ __attribute__((noreturn)) static void be_victim(const char *mark, const char *fo
 	if (listening(AF_UNIX, &abstract, offsetof(struct sockaddr_un, sun_path) + 1 + strlen(mark)) >= 0)
 		printf(" abstract");
 	snprintf(path.sun_path, sizeof path.sun_path, "%s/%s.socket", folder, mark);
+	unlink(path.sun_path);
 	if (listening(AF_UNIX, &path, sizeof path) >= 0)
 		printf(" path");
 	if (listening(AF_INET, &loopback, sizeof loopback) >= 0)
@@ -1672,6 +1674,22 @@ __attribute__((noreturn)) static void be_victim(const char *mark, const char *fo
 		pause();
 }
 
+static int end(const char *mark)
+{
+	char path[300], line[LINE_MAX_BYTES];
+	struct dirent *entry;
+	DIR *proc = opendir("/proc");
+	while (proc && (entry = readdir(proc))) {
+		pid_t pid = atoi(entry->d_name);
+		snprintf(path, sizeof path, "/proc/%s/cmdline", entry->d_name);
+		if (pid <= 1 || pid == getpid() || contents(path, line, sizeof line) <= 0)
+			continue;
+		if (!strcmp(line + strlen(line) + 1, mark))
+			kill(pid, SIGKILL);
+	}
+	return 0;
+}
+
 __attribute__((noreturn)) static void idle(void)
 {
 	sigset_t children;
@@ -1691,12 +1709,14 @@ int main(int count, char **words)
 		return geteuid() == 0 ? 0 : 1;
 	if (count == 4 && !strcmp(words[1], "victim"))
 		be_victim(words[2], words[3]);
+	if (count == 3 && !strcmp(words[1], "end"))
+		return end(words[2]);
 	if (count == 2 && !strcmp(words[1], "idle"))
 		idle();
 	if (count == 2 && !strcmp(words[1], "each"))
 		return each();
 	if (count < 2) {
-		fprintf(stderr, "attack NAME [WORD ...] | each | victim MARK DIR | idle\n");
+		fprintf(stderr, "attack NAME [WORD ...] | each | victim MARK DIR | end WORD | idle\n");
 		return 2;
 	}
 	return one("", count - 1, words + 1);

@@ -1,4 +1,4 @@
-"""The attacks on a room, one a row: what is tried, and which lines of docs/escapes.md it stands for.
+"""The attacks on a room, one a row: what is tried, and which rows of docs/threats.md it stands for.
 
 Pure: nothing here runs anything. A row's words are for `attack` (attack.c); what stands in braces is filled
 in by the place it is tried in: `controls.py` for the unprotected one, tests/integration/test_attacks.py for a
@@ -18,10 +18,11 @@ NO_DEVICE = frozenset({"ENXIO", "ENOENT"})
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack. `escapes` are numbers in docs/escapes.md.
+    """One attack. `escapes` are numbers in the table of docs/threats.md.
 
     `absent`: the refusals that mean that this kernel has nothing there to be attacked. `needs`: what a ground
-    must not be missing for the room to be protected from it.
+    must not be missing for the room to be protected from it. `conceded`: it is reached in a room as well, and
+    where a document says so.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Attack:
     control: str = ""
     absent: frozenset[str] = frozenset()
     needs: str = ""
+    conceded: str = ""
 
 
 def _processes() -> Iterator[Attack]:
@@ -122,7 +124,7 @@ def _networks() -> Iterator[Attack]:
     for layer in ("tls", "espintcp"):
         yield Attack(f"tcp-layer-{layer}", f"tcp-layer {layer}", (21,), absent=NO_FILE)
     yield Attack("udp-layer", "udp-layer", (21,), absent=frozenset({"ENOPROTOOPT"}))
-    yield Attack("out-of-band", "out-of-band", (22,), absent=frozenset({"EOPNOTSUPP"}), needs="kernel-config")
+    yield Attack("out-of-band", "out-of-band", (22,), absent=frozenset({"EOPNOTSUPP"}))
 
 
 def _kernel() -> Iterator[Attack]:
@@ -186,8 +188,9 @@ def _files() -> Iterator[Attack]:
     for name, path in READS.items():
         row = (28,) if name == "pressure" else (24,)
         yield Attack(f"read-{name}", f"file-read {path}", row, absent=NO_FILE | {"EOPNOTSUPP"})
-    for counter in ("stat", "loadavg", "call"):
+    for counter in ("stat", "loadavg"):
         yield Attack(f"counters-{counter}", f"counters-{counter}", (28,))
+    yield Attack("counters-call", "counters-call", (28,), conceded="sysinfo(2)")
     yield Attack("read-kmsg", "kernel-file /proc/kmsg", (24,))
 
 

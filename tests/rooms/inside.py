@@ -12,8 +12,10 @@ import contextlib
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,16 +31,15 @@ HERE = Path(__file__).parent
 # Who attacks and who is attacked; the roles change in some tests.
 ALPHA, BETA = "alphatest", "betatest"
 ATTACK, NOISE, UMBILICAL, SETUID = (f"/usr/bin/{name}" for name in ("attack", "noise", "umbilical", "setuid"))
-WRITABLE_BYTES = 8 << 20
-PIDS = 64
+PIDS, WRITABLE = 64, "8 MiB"
 LIMIT_S = 900
 
-RECIPE = f"""
+RECIPE = """
 summary = "attacks from inside, for the tests"
-version = 1
+version = {version}
 packages = []
 programs = ["umbilical"]
-init = ["{ATTACK}", "idle"]
+init = ["{attack}", "idle"]
 console = true
 devices = []
 grants = ["focus"]
@@ -46,8 +47,8 @@ autostart = false
 on-focus-loss = "freeze"
 [limits]
 memory = "64 MiB"
-pids = {PIDS}
-writable = "{WRITABLE_BYTES >> 20} MiB"
+pids = {pids}
+writable = "{writable}"
 [network]
 use = true
 inbound = []
@@ -74,6 +75,18 @@ SPINE_FILES = (
 DISKS = "7:0 7:1 254:0 253:0 254:1 253:1 252:0 259:0 8:0"
 
 
+@cache
+def made_programs() -> Mapping[str, bytes]:
+    """The programs of the image, by name."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        own = {each: compiled(HERE / f"{each}.c", folder / each).read_bytes() for each in ("attack", "noise")}
+        place = folder / "client"
+        place.mkdir()
+        client = programs.compile_program("umbilical", programs.source("umbilical"), place)
+    return {**own, "setuid": own["attack"], "umbilical": client}
+
+
 def squashed(folder: Path, links: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """The image that both rooms run: the programs and the directories that are mounted on.
 
@@ -82,19 +95,12 @@ def squashed(folder: Path, links: Mapping[str, str] = MappingProxyType({})) -> b
     laid, packed = folder / "laid", folder / "packed"
     target = laid / "usr/bin"
     target.mkdir(parents=True)
+    for name, data in made_programs().items():
+        (target / name).write_bytes(data)
+        (target / name).chmod(0o4755 if name == "setuid" else 0o755)
     for name in ("dev", "proc", "sys", "run", "tmp", "root", "etc"):
         (laid / name).mkdir()
     (laid / "etc/resolv.conf").touch()
-    compiled(HERE / "attack.c", target / "attack")
-    compiled(HERE / "noise.c", target / "noise")
-    shutil.copy(target / "attack", target / "setuid")
-    (target / "setuid").chmod(0o4755)
-    place = folder / "program"
-    place.mkdir()
-    (target / "umbilical").write_bytes(
-        programs.compile_program("umbilical", programs.source("umbilical"), place)
-    )
-    (target / "umbilical").chmod(0o755)
     for name, leads in links.items():
         liar = laid / name
         liar.parent.mkdir(exist_ok=True)
@@ -106,12 +112,13 @@ def squashed(folder: Path, links: Mapping[str, str] = MappingProxyType({})) -> b
     return packed.read_bytes()
 
 
-def persona_file(folder: Path, name: str, data: bytes) -> Path:
+def persona_file(folder: Path, name: str, data: bytes, version: int = 1) -> Path:
     """The signed image of a persona of this name around these bytes."""
+    text = RECIPE.format(version=version, attack=ATTACK, pids=PIDS, writable=WRITABLE)
     made = image.body(name, data)
     secret = keys.persona_key()
     block = image.seal(
-        image.manifest(recipe.decode(name, RECIPE), made), keys.public_bytes(secret), secret.sign
+        image.manifest(recipe.decode(name, text), made), keys.public_bytes(secret), secret.sign
     )
     file = folder / f"{name}.persona"
     file.write_bytes(made.image + made.tree + block)
@@ -158,24 +165,30 @@ class Rooms:
 
     @contextlib.contextmanager
     def started(self, name: str, *command: str, until: str, stdin: bytes = b"") -> Iterator[list[str]]:
-        """A program in the room that goes on meanwhile; the lines up to the one that it is waited for."""
+        """A program in the room that goes on meanwhile; the lines up to the one that it is waited for.
+
+        Who goes away from ./spine exec leaves the program behind, so it is ended in the room, which has the
+        focus afterwards.
+        """
         words = [str(paths.ROOT / "spine"), "exec", f"--{self.ground}", name, "--", *command]
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(stdin.decode("latin-1"))
+                process.stdin.write(stdin)
                 process.stdin.close()
                 seen: list[str] = []
                 for line in process.stdout:
-                    seen.append(line.rstrip("\n"))
+                    seen.append(line.decode(errors="replace").rstrip("\n"))
                     if seen[-1] == until:
                         break
                 else:
                     raise AssertionError(f"{command}: it ended after {seen}")
                 yield seen
             finally:
-                process.kill()
+                self.focus(name)
+                self.exec(name, ATTACK, "end", command[1])
+                process.wait(LIMIT_S)
 
     def rooms(self) -> dict[str, dict[str, object]]:
         """The rooms as status shows them."""
