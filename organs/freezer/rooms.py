@@ -97,6 +97,8 @@ class Rooms:
         self._line, self._store, self._verity = line, store, verity
         self._rooms: dict[str, Room] = {}
         self._reserved: set[int] = set()
+        # What is kept of rooms that are no more.
+        self._stale: list[str] = []
         self._nursery: trio.Nursery | None = None
 
     def find(self, name: str) -> Room | None:
@@ -109,10 +111,17 @@ class Rooms:
             self._nursery.start_soon(self._line.run)
             self._nursery.start_soon(self._hear_netroom)
             self._nursery.start_soon(self._release_left_over)
+            self._nursery.start_soon(self._drop_stale)
             for room in self._rooms.values():
                 self._listen(room)
             task_status.started()
             await trio.sleep_forever()
+
+    async def _drop_stale(self) -> None:
+        for label in self._stale:
+            # Not what a room that was made since has left under the same name.
+            if label.split(".")[1] not in self._rooms:
+                await self._store.drop(label)
 
     async def _release_left_over(self) -> None:
         """Devices that an incarnation before had made, and died before it could let go of them."""
@@ -143,6 +152,11 @@ class Rooms:
             console = Console(fds[CONSOLE]) if CONSOLE in fds else None
             room = Room(facts=known, cgroup=self._groups.number(name), fds=fds, console=console)
             self._rooms[name] = room
+        for label, fd in kept.items():
+            if label.split(".")[1] not in self._rooms:
+                # Of a room that is gone, or is no room: it would hold its network and its listener for ever.
+                os.close(fd)
+                self._stale.append(label)
         return unfinished
 
     async def build(self, name: str) -> None:
