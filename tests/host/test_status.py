@@ -110,6 +110,43 @@ def test_the_page_says_the_same() -> None:
         assert word in shown
 
 
+ROOMS = {
+    "focus": "courier",
+    "rooms": [
+        {
+            "name": "courier",
+            "state": "running",
+            "cpuUsec": 5,
+            "blocker": "",
+            "version": 1,
+            "store": "courier@00",
+            "network": "connected 10.0.2.15/24",
+        },
+        {
+            "name": "linda",
+            "state": "frozen",
+            "cpuUsec": 531837,
+            "blocker": "",
+            "version": 2,
+            "store": "linda@00",
+            "network": "none",
+        },
+    ],
+}
+
+
+def test_the_rooms() -> None:
+    found = status.document(GROUND, TOLD, SLOTS, ROOMS)
+    assert found["focus"] == "courier"
+    assert found["rooms"] == {
+        row["name"]: {key: row[key] for key in status.ROOM} for row in ROOMS["rooms"] if isinstance(row, dict)
+    }
+    shown = status.page(found)
+    assert "courier         running               5 µs   connected 10.0.2.15/24, has the focus\n" in shown
+    assert "linda           frozen           531837 µs   none\n" in shown
+    assert "processor time" not in status.page(status.document(GROUND, TOLD, SLOTS, None))
+
+
 def test_an_integrity_that_does_not_answer_leaves_the_rest() -> None:
     found = status.document(GROUND, TOLD, None)
     assert found["checked"] == {}

@@ -24,3 +24,6 @@ class Boot(Enum):
     BUILDER = "checked devices of the builder, and a network card that is parked"
     OFFENDER = "an organ that takes memory without end, until its memory.max ends it"
     ENDLESS = "a caller whose message never ends, until its callee's memory.max ends the callee"
+    DEMO = "the demo: put"
+    DEMO_AFTER_CUT = "the demo: get, and all that follows"
+    DEMO_FLIPPED = "the demo: a flipped byte"

@@ -21,7 +21,7 @@ import pytest
 from bus.envelope import Code
 from organs.manifest import load
 from spine import paths
-from spine.ground import accel, gpt
+from spine.ground import accel, gpt, powercut
 from spine.ground.disk import sparse_copy
 from spine.ground.port import PortFailure
 from spine.ground.qemu import Machine
@@ -31,7 +31,6 @@ from tests.fire.offenders import offence_named
 from tests.fire.rig import development
 from tests.integration.boots import Boot
 from tests.integration.live import Live, within
-from tests.powercut import blklog
 
 pytestmark = pytest.mark.machine
 
@@ -156,14 +155,14 @@ def cut_after_a_put(
     disk = copy_of(image, tmp_path)
     log = tmp_path / "writes.log"
     log.touch()
-    live = power_on(boots[0], disk, blockdevs=blklog.blockdevs(disk, log))
+    live = power_on(boots[0], disk, blockdevs=powercut.blockdevs(disk, log))
     live.call("gate.put", persona="linda", key=b"greeting", value=b"hello")
-    acknowledged = len(blklog.read(log))
+    acknowledged = len(powercut.read(log))
     live.ground.kill()
-    entries = blklog.read(log)
+    entries = powercut.read(log)
     cut = random.Random(0).randint(acknowledged, min(acknowledged + 2, len(entries)))
     after = tmp_path / "after.img"
-    blklog.replay(base, log, cut, after)
+    powercut.replay(base, log, cut, after)
     again = power_on(boots[1], after)
     try:
         value = again.call("gate.get", persona="linda", key=b"greeting")["value"]

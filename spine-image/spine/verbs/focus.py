@@ -7,8 +7,10 @@ import argparse
 import json
 import sys
 
-from spine.errors import Exit
+from bus.envelope import Code
+from spine.errors import Exit, SpineError
 from spine.ground.attach import add_choice, attach
+from spine.ground.port import PortFailure
 
 HELP = "give the focus to a persona; every other one stands still"
 
@@ -22,7 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Move the focus."""
     with attach(args.ground).port() as port:
-        port.call("freezer.focus", {"persona": args.persona})
+        try:
+            port.call("freezer.focus", {"persona": args.persona})
+        except PortFailure as failure:
+            if failure.failure.code is not Code.NOT_FOUND:
+                raise
+            raise SpineError(
+                f"{args.persona} has no room",
+                failure.failure.message,
+                f"./spine persona start {args.persona}",
+                Exit.NO_SUCH_THING,
+                failure.code,
+            ) from failure
     if args.json:
         sys.stdout.write(json.dumps({"focus": args.persona}) + "\n")
     return Exit.OK

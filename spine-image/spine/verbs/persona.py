@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bus.envelope import Code
 from organs import persona as format_
 from organs.persona import Persona, PersonaRefused
 from spine import paths
@@ -322,7 +323,27 @@ def _remove(args: argparse.Namespace) -> Answer:
 
 
 def _start(args: argparse.Namespace) -> Answer:
-    return _told(args, "freezer.start", "persona", "is started")
+    try:
+        return _told(
+            args,
+            "freezer.start",
+            "persona",
+            f"is started, and runs while it has the focus   (./spine focus {args.name})",
+        )
+    except PortFailure as failure:
+        what, fix = {
+            Code.NOT_FOUND: ("is not installed", "install"),
+            Code.BUSY: ("has a room already", "log"),
+        }.get(failure.failure.code, ("", ""))
+        if not what:
+            raise
+        raise SpineError(
+            f"{args.name} {what}",
+            failure.failure.message,
+            f"./spine persona {fix} {args.name}",
+            failure.exit_code,
+            failure.code,
+        ) from failure
 
 
 def _stop(args: argparse.Namespace) -> Answer:

@@ -1,7 +1,8 @@
 """`./spine status`: what runs, as the spine itself says; `--json` is a contract for scripts.
 
 Touches: the operator's port. Invents nothing: what the host knows (process, disk, ground) and what the
-operator answers (organs, memory, network) and what integrity says of the disk are put side by side.
+operator answers (organs, memory, network), what integrity says of the disk and the freezer of the rooms are
+put side by side.
 """
 
 import argparse
@@ -17,7 +18,10 @@ from spine.ground.port import PortFailure
 # What `--json` says of each slot and of the ESP.
 CHECKED = ("name", "verdict", "detail", "differs", "how")
 
-HELP = "what runs: ground, slot, organs, network"
+# The same of each room.
+ROOM = ("state", "cpuUsec", "network", "version", "store")
+
+HELP = "what runs: ground, slot, rooms, organs, network"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +38,13 @@ def run(args: argparse.Namespace) -> int:
             slots: Mapping[str, object] | None = port.call("integrity.slots")
         except PortFailure:
             slots = None  # it is being restarted; its row in the table says so
+        try:
+            rooms: Mapping[str, object] | None = port.call("freezer.rooms")
+        except PortFailure:
+            rooms = None
     try:
         told = json.loads(str(answer["json"]))
-        found = document(ground, told, slots)
+        found = document(ground, told, slots, rooms)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpineError(
             "the operator's status cannot be read",
@@ -51,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def document(
-    ground: state.Ground, told: Mapping[str, object], slots: Mapping[str, object] | None
+    ground: state.Ground,
+    told: Mapping[str, object],
+    slots: Mapping[str, object] | None,
+    rooms: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """The contract's object from what the host knows, what the operator told and what integrity told (None:
-    it did not answer). Pure.
+    """The contract's object from what the host knows and what the operator, integrity and the freezer told
+    (None: it did not answer). Pure.
 
     KeyError, TypeError, AttributeError when they told something else.
     """
@@ -91,7 +102,11 @@ def document(
         },
         "checked": {str(row["name"]): row for row in _rows(slots["checked"] if slots else [])},
         "organs": organs,
-        "rooms": {},
+        "rooms": {
+            str(_object(row)["name"]): {key: _object(row)[key] for key in ROOM}
+            for row in _list(rooms["rooms"] if rooms else [])
+        },
+        "focus": str(rooms["focus"]) if rooms else "",
         "network": told["network"],
         "version": boot.get("version"),
         "image": boot.get("image"),
@@ -119,6 +134,14 @@ def page(found: Mapping[str, object]) -> str:
         lines.append(f"{name:<10}{checked['verdict']}{why}")
     if ground["missing"]:
         lines.append(f"missing   {_listed(ground['missing'])}")
+    rooms = _object(found["rooms"])
+    if rooms:
+        lines += ["", f"{'room':<16}{'state':<10}{'processor time':>16}   network"]
+    for name, row in rooms.items():
+        room = _object(row)
+        focus = ", has the focus" if name == found["focus"] else ""
+        spent = f"{room['cpuUsec']} µs"
+        lines.append(f"{name:<16}{room['state']!s:<10}{spent:>16}   {room['network']}{focus}")
     lines += ["", f"{'organ':<12}{'state':<10}{'pid':>6}{'generation':>12}{'up':>10}{'memory':>12}"]
     for name, row in _object(found["organs"]).items():
         organ = _object(row)
@@ -148,9 +171,13 @@ def _object(item: object) -> dict[str, object]:
 
 def _rows(items: object) -> list[dict[str, object]]:
     """What integrity says of each slot and the ESP, in its order."""
+    return [{key: _object(item)[key] for key in CHECKED} for item in _list(items)]
+
+
+def _list(items: object) -> list[object]:
     if not isinstance(items, list):
         raise TypeError(f"a list was expected, not {type(items).__name__}")
-    return [{key: _object(item)[key] for key in CHECKED} for item in items]
+    return items
 
 
 def _number(item: object) -> float:
