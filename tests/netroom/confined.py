@@ -54,6 +54,10 @@ class Standing:
             print(json.dumps(answer), flush=True)
         os._exit(0)
 
+    async def request(self, _message: Mapping[str, object]) -> dict[str, object]:
+        """As bay0 answers where it has no clock."""
+        return {"error": organ.NO_CLOCK}
+
 
 def main(words: list[str]) -> None:
     """Drop, confine, serve."""

@@ -59,7 +59,7 @@ def test_a_question_byte_for_byte() -> None:
         + MAC
         + b"\x32\x04\x0a\x00\x00\x05"
         + b"\x36\x04\x0a\x00\x00\x01"
-        + b"\x37\x03\x01\x03\x06\xff"
+        + b"\x37\x04\x01\x03\x06\x2a\xff"
     ).ljust(300, b"\0")
 
 
@@ -97,6 +97,7 @@ def test_a_good_answer() -> None:
             interface=IPv4Interface("10.0.0.5/24"),
             router=SERVER,
             name_servers=(IPv4Address("10.0.0.2"), IPv4Address("10.0.0.3")),
+            time_servers=(),
             server=SERVER,
             renew_s=1800,
             rebind_s=3150,
