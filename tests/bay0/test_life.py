@@ -296,6 +296,17 @@ def test_what_an_organ_leaves_with_bay0_its_next_incarnation_gets(tmp_path: Path
         assert len(os.listdir(f"/proc/{spine.pid}/fd")) == before
 
 
+@pytest.mark.proves("INV-REAP-6")
+def test_what_an_organ_left_in_its_last_moment_is_kept_too(tmp_path: Path) -> None:
+    hasty = stanza("hasty", 2101, 'control = { asks = ["keep"], told = [] }').replace(
+        "nofile_max = 128", "nofile_max = 512"
+    )
+    with running(tmp_path, hasty, BETA) as spine:
+        spine.wait_ready("hasty", 2)
+        until("the second one looked", lambda: "hasty has" in spine.log("hasty"))
+        assert "hasty has 100" in spine.log("hasty")
+
+
 def test_an_orphan_is_collected_by_pid_1(tmp_path: Path) -> None:
     with running(tmp_path, ALPHA, OPERATOR) as spine:
         spine.wait_ready("alpha")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from bus.envelope import Code, Failure
 from bus.server import Call
@@ -79,6 +80,10 @@ class House:
         self.hold.set()
         self.freezer = Freezer(self.groups, self, own_schemas().interfaces["freezer"])
         self.unable: Failure | OSError | None = None
+        # What is being made waits for this first.
+        self.may_build = trio.Event()
+        self.may_build.set()
+        self.building: list[str] = []
         self.made: dict[str, Room] = {}
         self.started: list[tuple[str, Sequence[str], Sequence[int]]] = []
         self.awake_at_acts: list[tuple[str, ...]] = []
@@ -108,6 +113,8 @@ class House:
         """Processes that would run for ever, in place of a persona's."""
         if self.unable is not None:
             raise self.unable
+        self.building.append(room)
+        await self.may_build.wait()
         spin(self.root / room, 3)
         # A process that moved itself here froze at once: it says nothing more, so its arrival is looked for.
         while len((self.root / room / "cgroup.procs").read_text().split()) < 3:
@@ -346,6 +353,60 @@ async def test_a_room_that_cannot_be_built_leaves_nothing(root: Path, unable: Fa
             assert refused.value.code is Code.NOT_FOUND
         house.unable = None
         await house.freezer.start(CALL, {"persona": "linda"})
+        assert house.freezer.state.phase("linda") is Phase.FROZEN
+
+
+@pytest.mark.parametrize("populated", [False, True])
+async def test_a_room_that_is_stopped_while_it_is_made_is_not_there_afterwards(
+    root: Path, *, populated: bool
+) -> None:
+    async with housed(root) as house:
+        house.may_build = trio.Event()
+        ends: list[object] = []
+
+        async def start() -> None:
+            with pytest.raises(Failure, match="stopped while it was made") as refused:
+                await house.freezer.start(CALL, {"persona": "linda"})
+            ends.append(refused.value.code)
+
+        with trio.fail_after(PATIENCE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(start)
+                await house.until(lambda: house.building == ["linda"])
+                if populated:
+                    spin(root / "linda")
+                await house.freezer.stop(CALL, {"persona": "linda"})
+                assert house.freezer.state.rooms == ()
+                assert not (root / "linda").exists()
+            assert ends == [Code.REFUSED]
+            # At once another by the same name, which nothing of the first one disturbs.
+            house.may_build.set()
+            await house.freezer.start(CALL, {"persona": "linda"})
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert house.building == ["linda", "linda"]
+        assert house.freezer.state.phase("linda") is Phase.FROZEN
+        assert len((root / "linda/cgroup.procs").read_text().split()) == 3
+
+
+async def test_a_room_is_stopped_before_it_was_begun_with(root: Path) -> None:
+    async with housed(root) as house:
+        house.freezer.happen(focus.Start("linda"))
+        with trio.fail_after(PATIENCE_S):
+            await house.freezer.stop(CALL, {"persona": "linda"})
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert house.freezer.state.rooms == ()
+        assert not list(root.glob("*/"))
+
+
+async def test_a_cgroup_that_is_in_the_way_is_cleared(root: Path) -> None:
+    async with housed(root) as house:
+        (root / "linda").mkdir()
+        spin(root / "linda")
+        with pytest.raises(Failure), trio.fail_after(PATIENCE_S):
+            await house.freezer.start(CALL, {"persona": "linda"})
+        await house.until(lambda: not house.freezer.state.rooms)
+        with trio.fail_after(PATIENCE_S):
+            await house.freezer.start(CALL, {"persona": "linda"})
         assert house.freezer.state.phase("linda") is Phase.FROZEN
 
 
