@@ -169,11 +169,14 @@ def random_frames(seed: int, number: int, size: int) -> bytes:
 
 @contextlib.contextmanager
 def unharmed(live: Live, rooms: Rooms) -> Iterator[None]:
-    """The umbilical is the same incarnation after it, holds no more than before, and serves both rooms."""
+    """The umbilical is the same incarnation after it, holds no more than before, and serves the rooms.
+
+    Under emulation a hand-over takes seconds: there the other room is asked where a test does so itself.
+    """
     rooms.focus(ALPHA)
     before, held = live.table()["umbilical"], descriptors(live)
     yield
-    for name in (BETA, ALPHA):
+    for name in (BETA, ALPHA) if live.kind == "container" else (ALPHA,):
         rooms.focus(name)
         assert name in rooms.exec(name, UMBILICAL, "status")
     after = live.table()["umbilical"]
@@ -253,6 +256,8 @@ def test_a_flood_of_connections_fills_the_rooms_own_share(live: Live, rooms: Roo
         made, refused, closed = map(int, re.findall(r"\d+", said.split("\n")[0]))
         assert made + refused == 300
         assert made - closed == CONNECTIONS_MAX
+        rooms.focus(BETA)
+        assert BETA in rooms.exec(BETA, UMBILICAL, "status")
 
 
 def test_connections_that_a_frozen_room_keeps_are_no_other_rooms(live: Live, rooms: Rooms) -> None:
