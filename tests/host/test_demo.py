@@ -416,6 +416,12 @@ def test_one_that_was_kept_is_left_alone(home: Path, fake: Fake, capsys: pytest.
     assert not where.exists()
 
 
+def test_a_path_is_shown_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert verb.shown(tmp_path / "me/a b/c") == "~/'a b/c'"
+    assert verb.shown(Path("/a b")) == "'/a b'"
+
+
 def test_the_picture(home: Path, fake: Fake, tmp_path: Path) -> None:
     fake(Command("echo x", went_well))
     assert cli.main(["demo", "--picture", str(tmp_path / "demo.svg")]) == Exit.OK

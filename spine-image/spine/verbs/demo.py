@@ -7,6 +7,7 @@ what was seen. What it booted is stopped, whatever happens, unless `--keep` was 
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def _play(args: argparse.Namespace, home: Path) -> int:
             raise SpineError(
                 "a demo that was kept still runs",
                 f"its {kind} lives in {home}",
-                f"XDG_STATE_HOME={home} ./spine stop --{kind}",
+                f"XDG_STATE_HOME={shown(home)} ./spine stop --{kind}",
                 Exit.REFUSED,
             )
     # Whoever ends us must not leave a machine behind.
@@ -65,7 +66,7 @@ def _play(args: argparse.Namespace, home: Path) -> int:
     demo.throw_away()
     failed: SpineError | None = None
     narrator.tell(Kind.CLAIM, "A spine of its own, so that one that you have booted is not touched:")
-    narrator.tell(Kind.COMMAND, f"export XDG_STATE_HOME={home}")
+    narrator.tell(Kind.COMMAND, f"export XDG_STATE_HOME={shown(home)}")
     try:
         demo.play(steps(ground))
     except SpineError as error:
@@ -93,3 +94,12 @@ def _tell_end(demo: Demo, narrator: Narrator, failed: SpineError | None, *, kept
         narrator.tell(Kind.CLAIM, "Left running: ./spine status, ./spine exec courier -- sh, ./spine stop")
     elif failed is None:
         demo.throw_away()
+
+
+def shown(path: Path) -> str:
+    """The path as a person types it in a shell. Pure but for where the home directory is."""
+    try:
+        below = path.relative_to(Path.home())
+    except (ValueError, RuntimeError):
+        return shlex.quote(str(path))
+    return f"~/{shlex.quote(str(below))}"
