@@ -115,7 +115,9 @@ class Errands:
 
     def watched(self) -> Mapping[int, int]:
         """Descriptors to poll, and for what. A pipe without a reader is an error, which is never masked."""
-        return dict.fromkeys((*self._under_way, *self._running), select.POLLIN) | dict.fromkeys(self._heard, 0)
+        return dict.fromkeys((*self._under_way, *self._running), select.POLLIN) | dict.fromkeys(
+            self._heard, 0
+        )
 
     def hung_up(self, ready: int) -> bool:
         """Whether this was the pipe of a command: nobody can hear of its end any more, so it ends now.

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from spine import paths
@@ -30,6 +31,8 @@ HELP = "build what is missing and boot the spine: in QEMU, or in a container"
 ESTIMATE_S = {"kvm": 5.0, "tcg": 25.0}
 # How long the persona that starts by itself may take to have the focus: a room is made, a hand-over done.
 FOCUS_S = 30.0
+# A reboot from elsewhere is waited for this long: no longer than an emulated one takes, thrice.
+SILENCE_S = 90.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,16 +165,46 @@ def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
 
 
 def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
-    with Lease(running) as lease:
-        persona = _focused(lease)
-        if persona:
-            progress.say(f"this is the console of {persona}; Ctrl-] leaves it, and all of it running")
-            if console.view(lease, persona, sys.stdin.fileno(), sys.stdout.fileno()) == "left":
+    """The console of the persona with the focus, of the next one when it is gone, the spine's own when none has it."""
+    silent: set[str] = set()
+    try:
+        while (persona := _heard(running, _focused, "")) and persona not in silent:
+            leave = "Ctrl-]" if os.isatty(sys.stdin.fileno()) else "ctrl-C"
+            progress.say(f"this is the console of {persona}; {leave} leaves it, and all of it running")
+            if _heard(running, _console_of(persona), "ended") == "left":
                 sys.stdout.write("\n")
-                progress.say(f"left running; next: ./spine status   ./spine exec   ./spine stop{suffix}")
-                return Exit.OK
-            progress.say(f"{persona} has no console any more")
-    return _watch(running, progress, suffix)
+                return _left(progress, suffix)
+            if running.alive():
+                progress.say(f"{persona} has no console any more")
+            silent.add(persona)
+        return _watch(running, progress, suffix)
+    except KeyboardInterrupt:
+        return _left(progress, suffix)
+
+
+def _left(progress: Progress, suffix: str) -> int:
+    progress.say(f"left running; next: ./spine status   ./spine exec   ./spine stop{suffix}")
+    return Exit.OK
+
+
+def _console_of(persona: str) -> Callable[[Lease], str]:
+    return lambda lease: console.view(lease, persona, sys.stdin.fileno(), sys.stdout.fileno())
+
+
+def _heard(running: Machine | Container, ask: Callable[[Lease], str], ended: str) -> str:
+    """What the spine answers, however often its operator starts anew meanwhile; `ended` when it is no more."""
+    end = time.monotonic() + SILENCE_S
+    while True:
+        try:
+            with Lease(running) as lease:
+                return ask(lease)
+        except SpineError:
+            # Whoever shut it down did so a moment before we see that it is gone.
+            time.sleep(LOOK_S)
+            if not running.alive():
+                return ended
+            if time.monotonic() > end:
+                raise
 
 
 def _focused(lease: Lease) -> str:
@@ -194,19 +227,18 @@ def _rows(value: object) -> list[dict[str, str]]:
 
 
 def _watch(running: Machine | Container, progress: Progress, suffix: str) -> int:
-    progress.say("nobody has the focus; this shows the spine's own console. ctrl-C leaves it running")
-    progress.say(f"next, elsewhere: ./spine status   ./spine call   ./spine log   ./spine stop{suffix}")
     at = running.console.mark()
-    try:
-        while running.alive():
-            text = running.console.text(at)
-            at = running.console.mark()
-            sys.stderr.write(text)
-            sys.stderr.flush()
-            time.sleep(LOOK_S)
-    except KeyboardInterrupt:
-        progress.say(f"left running; ./spine stop{suffix} shuts it down")
-        return Exit.OK
+    if running.alive():
+        progress.say("no persona shows a console; this is the spine's own. ctrl-C leaves it running")
+        progress.say(
+            f"next, elsewhere: ./spine persona install linda   ./spine status   ./spine stop{suffix}"
+        )
+    while running.alive():
+        text = running.console.text(at)
+        at = running.console.mark()
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        time.sleep(LOOK_S)
     code = running.exit_code
     if code:
         raise BootError(
