@@ -165,7 +165,7 @@ def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
 
 
 def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
-    """The console of the persona with the focus, of the next one when it is gone, the spine's own when none has it."""
+    """The console of whoever has the focus, and of the next one; the spine's own when none has one."""
     silent: set[str] = set()
     try:
         while (persona := _heard(running, _focused, "")) and persona not in silent:
@@ -192,17 +192,28 @@ def _console_of(persona: str) -> Callable[[Lease], str]:
 
 
 def _heard(running: Machine | Container, ask: Callable[[Lease], str], ended: str) -> str:
-    """What the spine answers, however often its operator starts anew meanwhile; `ended` when it is no more."""
-    end = time.monotonic() + SILENCE_S
+    """What the spine answers, however often a part of it starts anew meanwhile; `ended` when it is no more."""
     while True:
         try:
             with Lease(running) as lease:
                 return ask(lease)
         except SpineError:
-            # Whoever shut it down did so a moment before we see that it is gone.
-            time.sleep(LOOK_S)
-            if not running.alive():
+            if not _back(running):
                 return ended
+
+
+def _back(running: Machine | Container) -> bool:
+    """Wait until the operator answers again; False: the spine has ended. SpineError when it stays silent."""
+    end = time.monotonic() + SILENCE_S
+    while True:
+        # Whoever shut it down did so a moment before we see that it is gone.
+        time.sleep(LOOK_S)
+        if not running.alive():
+            return False
+        try:
+            with running.port():
+                return True
+        except SpineError:
             if time.monotonic() > end:
                 raise
 
