@@ -166,9 +166,8 @@ def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
 
 def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
     """The console of whoever has the focus, and of the next one; the spine's own when none has one."""
-    silent: set[str] = set()
     try:
-        while (persona := _heard(running, _focused, "")) and persona not in silent:
+        while persona := _heard(running, _focused, ""):
             leave = "Ctrl-]" if os.isatty(sys.stdin.fileno()) else "ctrl-C"
             progress.say(f"this is the console of {persona}; {leave} leaves it, and all of it running")
             if _heard(running, _console_of(persona), "ended") == "left":
@@ -176,7 +175,7 @@ def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
                 return _left(progress, suffix)
             if running.alive():
                 progress.say(f"{persona} has no console any more")
-            silent.add(persona)
+                time.sleep(LOOK_S)
         return _watch(running, progress, suffix)
     except KeyboardInterrupt:
         return _left(progress, suffix)
@@ -192,7 +191,7 @@ def _console_of(persona: str) -> Callable[[Lease], str]:
 
 
 def _heard(running: Machine | Container, ask: Callable[[Lease], str], ended: str) -> str:
-    """What the spine answers, however often a part of it starts anew meanwhile; `ended` when it is no more."""
+    """What the spine answers, however often parts of it start anew meanwhile; `ended` when it is no more."""
     while True:
         try:
             with Lease(running) as lease:
@@ -219,16 +218,22 @@ def _back(running: Machine | Container) -> bool:
 
 
 def _focused(lease: Lease) -> str:
-    """The persona with the focus, once those that start by themselves have started; empty: nobody has it."""
-    wanted = any(
-        json.loads(row["manifest"])["autostart"]
-        for row in _rows(lease.port().call("integrity.personas")["personas"])
-    )
+    """The persona with the focus, once those that start by themselves have started.
+
+    Empty: nobody has it, or one that has no console.
+    """
+    rows = _rows(lease.port().call("integrity.personas")["personas"])
+    # One that is damaged on the disk has no manifest to show.
+    manifests = {row["name"]: json.loads(row["manifest"]) for row in rows if row["manifest"]}
+    wanted = any(manifest["autostart"] for manifest in manifests.values())
     end = time.monotonic() + FOCUS_S
     while True:
         answer = lease.port().call("freezer.rooms")
-        if answer["focus"] or not wanted or time.monotonic() > end:
-            return str(answer["focus"])
+        if focus := str(answer["focus"]):
+            # One that was removed while it runs may have a console; to ask for it tells.
+            return focus if manifests.get(focus, {}).get("console", True) else ""
+        if not wanted or time.monotonic() > end:
+            return ""
         time.sleep(LOOK_S)
 
 
