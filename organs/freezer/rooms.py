@@ -126,7 +126,7 @@ class Rooms:
             fds = {label.removeprefix(prefix): fd for label, fd in kept.items() if label.startswith(prefix)}
             try:
                 known = facts.decode(self._groups.facts(name))
-                if not {LISTENER, NETNS, ROUTE} <= fds.keys():
+                if not needed(known) <= fds.keys():
                     raise FactsRefused("its descriptors are not there")
             except (FactsRefused, OSError):
                 unfinished.append(name)
@@ -326,6 +326,12 @@ class Rooms:
             )
         assert isinstance(answer, protocol.Started)
         return answer.pid
+
+
+def needed(known: Facts) -> frozenset[str]:
+    """The descriptors without which a room cannot be gone on with."""
+    network = () if known.inbound is None else CONNECT
+    return frozenset({LISTENER, NETNS, ROUTE, *network, *((CONSOLE,) if known.console else ())})
 
 
 def say(sentence: str) -> None:
