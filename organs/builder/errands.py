@@ -9,6 +9,7 @@ Fails: an errand that ends without a word, or is not back in time, is answered f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -133,17 +134,18 @@ class Errands:
     def start(
         self, request: Long, fds: tuple[int, ...], work: Work, *, status: int | None, sibling: bool
     ) -> None:
-        """Send a process off. `status` becomes ours. Raises OSError, and then nothing was begun.
+        """Send a process off. `status` becomes ours. Raises OSError, and then nothing was begun or is left.
 
         `sibling`: it is a child of our parent, and so are the children that it makes as siblings.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+        with contextlib.ExitStack() as undo:
+            if status is not None:
+                undo.callback(os.close, status)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
             pid, pidfd = processes.clone(None, sibling=sibling)
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
+            undo.pop_all()
         if pid == 0:
             _go(request, self._own, fds, theirs, work)
         theirs.close()

@@ -467,7 +467,10 @@ class Freezer:
         argv = _words(params["argv"])
         if len(call.fds) != EXEC_DESCRIPTORS:
             raise Failure(Code.INVALID, "three streams and a pipe for the end must come with it")
-        return {"pid": await self._hands.exec(str(params["persona"]), argv, call.fds)}
+        try:
+            return {"pid": await self._hands.exec(str(params["persona"]), argv, call.fds)}
+        except OSError as error:
+            raise Failure(Code.REFUSED, f"{params['persona']}: unable to start {argv[0]}: {error}") from None
 
     async def console(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         """What a room wrote."""

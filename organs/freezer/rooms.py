@@ -11,7 +11,6 @@ Fails: with Failure or OSError, which fails the step; what was half made is let 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -127,7 +126,7 @@ class Rooms:
             fds = {label.removeprefix(prefix): fd for label, fd in kept.items() if label.startswith(prefix)}
             try:
                 known = facts.decode(self._groups.facts(name))
-                if not {LISTENER, NETNS, ROUTE} <= fds.keys():
+                if not needed(known) <= fds.keys():
                     raise FactsRefused("its descriptors are not there")
             except (FactsRefused, OSError):
                 unfinished.append(name)
@@ -265,7 +264,10 @@ class Rooms:
                 if room is not None and room.address is not None:
                     room.address = str(news.values["address"])
             if isinstance(heard, Snapshot):
-                there = {news.values["room"] for news in heard.events}
+                there = {str(news.values["room"]) for news in heard.events}
+                for name in there - self._rooms.keys():
+                    # It ended, and we before we could say so: netroom holds its network up.
+                    await self._forget_network(name)
                 for name, room in list(self._rooms.items()):
                     if room.address is not None and name not in there:
                         await self._connect_again(name, room)
@@ -299,8 +301,13 @@ class Rooms:
             if name not in self._rooms:
                 await self._store.drop(f"{LABEL}.{name}.{what}")
         if networked:
-            with contextlib.suppress(Failure):  # it forgets with the namespace as well, which is gone
-                await self._netroom.call("forget", {"room": name})
+            await self._forget_network(name)
+
+    async def _forget_network(self, name: str) -> None:
+        try:
+            await self._netroom.call("forget", {"room": name})
+        except Failure as failure:
+            say(f"{name}: netroom did not hear that it is gone: {failure}")
 
     async def exec(self, name: str, argv: Sequence[str], fds: Sequence[int]) -> int:
         """Start a program in the room, with its three streams and the pipe for its end. The process id."""
@@ -319,6 +326,12 @@ class Rooms:
             )
         assert isinstance(answer, protocol.Started)
         return answer.pid
+
+
+def needed(known: Facts) -> frozenset[str]:
+    """The descriptors without which a room cannot be gone on with."""
+    network = () if known.inbound is None else CONNECT
+    return frozenset({LISTENER, NETNS, ROUTE, *network, *((CONSOLE,) if known.console else ())})
 
 
 def say(sentence: str) -> None:

@@ -106,6 +106,8 @@ class House:
 
     async def exec(self, name: str, argv: Sequence[str], fds: Sequence[int]) -> int:
         """Say that it was started."""
+        if self.unable is not None:
+            raise self.unable
         self.started.append((name, argv, fds))
         return 4711
 
@@ -508,6 +510,11 @@ async def test_a_program_is_started_in_the_focused_room_only(root: Path) -> None
                 await house.freezer.exec(call, {"persona": name, "argv": argv})
             assert refused.value.code is code
         assert len(house.started) == 1
+        # What the kernel refuses is the end of this call, not of the freezer.
+        house.unable = OSError(24, "Too many open files")
+        with pytest.raises(Failure, match="Too many open files") as refused:
+            await house.freezer.exec(ours, {"persona": "linda", "argv": ["a"]})
+        assert refused.value.code is Code.REFUSED
 
 
 async def test_many_hand_overs_never_leave_two_awake(root: Path) -> None:

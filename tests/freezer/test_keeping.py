@@ -71,12 +71,15 @@ class Neighbour:
     image: Path
     asked: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     may_answer: trio.Event = field(default_factory=trio.Event)
+    connected: tuple[str, ...] = ()
+    about: list[tuple[str, object]] = field(default_factory=list)
 
     async def call(
         self, method: str, params: Mapping[str, object], *, fds: Sequence[int] = ()
     ) -> dict[str, object]:
         """netroom."""
         self.asked.append((method, tuple(os.fstat(fd).st_ino for fd in fds)))
+        self.about.append((method, params["room"]))
         await self.may_answer.wait()
         return {"address": "10.0.0.2/24", "room": params["room"]}
 
@@ -90,12 +93,13 @@ class Neighbour:
         return {"persona": row}, (os.open(self.image, os.O_RDONLY),)
 
     def events(self) -> AsyncIterator[Snapshot | News]:
-        """netroom says nothing."""
+        """netroom says once what it has connected."""
         return self._events()
 
     async def _events(self) -> AsyncIterator[Snapshot | News]:
+        told = [News("connected", {"room": room, "address": ""}) for room in self.connected]
+        yield Snapshot(1, tuple(told))
         await trio.sleep_forever()
-        yield Snapshot(0, ())
 
 
 @dataclass
@@ -178,11 +182,13 @@ def _image(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def housed(root: Path, image: Path, store: Store | None = None) -> AsyncIterator[House]:
+async def housed(
+    root: Path, image: Path, store: Store | None = None, *, connected: tuple[str, ...] = ()
+) -> AsyncIterator[House]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     builder = Builder(trio.socket.from_stdlib_socket(theirs))
     groups, store = Subtree(str(root)), store or Store()
-    netroom = Neighbour(image)
+    netroom = Neighbour(image, connected=connected)
     netroom.may_answer.set()
     keeper = Rooms(groups, Neighbour(image), netroom, Line(ours.fileno(), OWN), store, verity=True)
     keeper.take_over(groups.names())
@@ -255,24 +261,38 @@ async def test_ids_are_not_given_again_before_the_room_is_gone(root: Path, image
 
 async def test_what_is_kept_of_rooms_that_are_not_there_is_dropped(root: Path, image: Path) -> None:
     # linda was complete; of courier and amber only some was kept when the freezer was killed.
-    whole, left = [f"room.linda.{what}" for what in (LISTENER, NETNS, ROUTE)], ["room.courier.listener"]
-    left += ["room.amber.listener", "room.amber.console"]
+    whole = [f"room.linda.{what}" for what in NETWORKED]
+    left = ["room.courier.listener", "room.amber.listener", "room.amber.console"]
+    # bay0 took one too few of mark's.
+    left += [f"room.mark.{what}" for what in NETWORKED if what != "dhcp"]
     store = Store(kept={label: os.open(os.devnull, os.O_RDONLY) for label in (*whole, *left)})
+    master, slave = os.openpty()
+    os.dup2(master, store.kept["room.linda.console"])
+    for fd in (master, slave):
+        os.close(fd)
     store.labels = set(store.kept)
-    for name in ("linda", "courier"):
+    for name in ("linda", "courier", "mark"):
         (root / name).mkdir()
-    known = facts.of(persona.decode(persona.canonical(DOCUMENT)), "0" * 16, 5)
-    os.setxattr(root / "linda", "user.spine", facts.encode(known))
+    for slot, name in enumerate(("linda", "mark")):
+        known = facts.of(persona.decode(persona.canonical(DOCUMENT)), "0" * 16, slot)
+        os.setxattr(root / name, "user.spine", facts.encode(known))
     async with housed(root, image, store) as house:
         await house.until_it_rests()
         assert house.rooms.find("linda") is not None
-        assert house.rooms.find("courier") is None
+        assert [house.rooms.find(name) for name in ("courier", "mark")] == [None, None]
         assert store.labels == set(whole)
         for label in left:
             with pytest.raises(OSError, match="Bad file"):
                 os.fstat(store.kept[label])
     for label in whole:
-        os.close(store.kept[label])
+        if label != "room.linda.console":  # its reader closed it
+            os.close(store.kept[label])
+
+
+async def test_the_network_of_a_room_that_is_not_there_is_taken_down(root: Path, image: Path) -> None:
+    async with housed(root, image, connected=("ghost",)) as house:
+        await house.until_it_rests()
+        assert house.netroom.about == [("forget", "ghost")]
 
 
 async def test_a_room_that_ended_while_its_turn_came_is_not_cut(root: Path, image: Path) -> None:
