@@ -102,8 +102,7 @@ def test_it_fails_with_a_gate_that_skips_its_flush(tmp_path: Path, home: Path) -
     assert seeded != store
     (tree / GATE_STORE).write_text(seeded, encoding="utf-8")
     # A write that nobody asked to be flushed may reach the device all the same: the kernel begins to write
-    # within five seconds. Tried: the bug shows in three runs of four on a busy host, in nearly all on an
-    # idle one.
+    # within five seconds. Tried: the bug shows in three runs of four on a busy host, in most on an idle one.
     for _ in range(TRIES):
         done = subprocess.run(
             [tree / "spine", "demo", "--container", "--json"], capture_output=True, check=False, timeout=900
