@@ -55,6 +55,8 @@ class Line:
         self._greeted = trio.Event()
         self._questions: dict[int, _Question] = {}
         self._last = 0
+        self._left_over: tuple[str, ...] = ()
+        self._answered = trio.Event()
 
     async def run(self) -> None:
         """Ask who is there, then hear answers. Never returns."""
@@ -87,6 +89,9 @@ class Line:
     def _take(self, answer: Answer, fds: tuple[int, ...]) -> None:
         if isinstance(answer, Welcome):
             _close(fds)
+            if answer.asker == self._own:
+                self._left_over = answer.devices
+                self._answered.set()
             self._meet(answer.generation)
             return
         question = self._questions.pop(answer.id, None) if answer.asker == self._own else None
@@ -106,6 +111,14 @@ class Line:
                 del self._questions[number]
                 question.over.set()
         self._greeted.set()
+
+    async def left_over(self) -> tuple[str, ...]:
+        """The devices that the builder made for incarnations of ours before this one, and still holds.
+
+        Known from its answer to our first word. A builder that was started since holds none.
+        """
+        await self._answered.wait()
+        return self._left_over
 
     async def ask(
         self, make: Callable[[int, int, int], Request], fds: Sequence[int]

@@ -108,10 +108,23 @@ class Rooms:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._line.run)
             self._nursery.start_soon(self._hear_netroom)
+            self._nursery.start_soon(self._release_left_over)
             for room in self._rooms.values():
                 self._listen(room)
             task_status.started()
             await trio.sleep_forever()
+
+    async def _release_left_over(self) -> None:
+        """Devices that an incarnation before had made, and died before it could let go of them."""
+        for device in await self._line.left_over():
+            with contextlib.suppress(Failure):  # the builder has died since, and they with it
+                await self._release(device)
+
+    async def _release(self, device: str) -> None:
+        await self._line.ask(
+            lambda number, own, other: protocol.Release(id=number, asker=own, generation=other, name=device),
+            (),
+        )
 
     def take_over(self, names: Sequence[str]) -> list[str]:
         """The rooms of an earlier incarnation; those of `names` that were never finished, which must end."""
@@ -169,12 +182,7 @@ class Rooms:
             room.console = Console(room.fds[CONSOLE])
             self._listen(room)
         # The mount holds the device from here on.
-        await self._line.ask(
-            lambda number, own, other: protocol.Release(
-                id=number, asker=own, generation=other, name=device_name
-            ),
-            (),
-        )
+        await self._release(device_name)
 
     async def _device(self, image: persona.Persona, offset: int, backing: int) -> tuple[str, int]:
         """The room's own block device over the image: its name at the builder, and the device."""

@@ -328,6 +328,21 @@ def test_a_flooding_log_stays_bounded_and_hurts_nobody(tmp_path: Path) -> None:
         assert generation(spine, "flood") == 1
 
 
+@pytest.mark.proves("INV-STATE-2")
+def test_rooms_end_with_the_spine_frozen_or_not(tmp_path: Path) -> None:
+    keeper = stanza("alpha", 2101, 'subtree = "rooms"')
+    with running(tmp_path, keeper) as spine, subprocess.Popen(["sleep", "1000"]) as child:
+        spine.wait_ready("alpha")
+        room = spine.cgroup / "rooms/linda"
+        room.mkdir()
+        (room / "cgroup.freeze").write_text("1")
+        (room / "cgroup.procs").write_text(str(child.pid))
+        os.kill(spine.pid, signal.SIGTERM)
+        assert spine.end() == layout.EXIT_POWER_OFF
+        # It is not of bay0's pid namespace: nothing but its cgroup ended it.
+        assert child.wait(timeout=30) == -signal.SIGKILL
+
+
 def test_an_organ_that_does_not_end_is_killed(tmp_path: Path) -> None:
     with running(tmp_path, stanza("stubborn", 2106), ALPHA) as spine:
         spine.wait_ready("stubborn")

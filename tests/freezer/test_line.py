@@ -172,6 +172,18 @@ async def test_a_cancelled_question_is_forgotten() -> None:
         assert open_fds() == before
 
 
+async def test_what_a_builder_held_before_us_is_known() -> None:
+    async with joined() as (line, far):
+        # What was said to the one before us, and a greeting of long ago: no answers to our hello.
+        await far.say(Welcome(id=1, asker=OWN - 1, generation=3, devices=("room-3-9",)))
+        await far.welcome(3)
+        with trio.move_on_after(0.05) as waiting:
+            await line.left_over()
+        assert waiting.cancelled_caught
+        await far.say(Welcome(id=1, asker=OWN, generation=3, devices=("room-3-1", "room-3-2")))
+        assert await line.left_over() == ("room-3-1", "room-3-2")
+
+
 async def test_nothing_is_asked_where_nobody_greets() -> None:
     async with joined() as (line, _):
         with pytest.raises(trio.TooSlowError), trio.fail_after(0.05):

@@ -18,10 +18,11 @@ from typing import cast
 
 import pytest
 
+from bus.envelope import Code
 from organs.umbilical.organ import CONNECTIONS_MAX
 from spine import paths
 from spine.ground.container import Container
-from spine.ground.port import schemas
+from spine.ground.port import PortFailure, schemas
 from tests.bay0.spine import cgroup_root
 from tests.integration.live import Live, within
 from tests.rooms import frames, inside
@@ -118,6 +119,7 @@ def test_a_rooms_own_things_are_reached_from_within(rooms: Rooms) -> None:
 
 
 @pytest.mark.container
+@pytest.mark.proves("INV-ROOM-2")
 def test_two_rooms_of_one_image_share_no_page(container: Live, rooms: Rooms) -> None:
     if rooms.ground != "container":
         pytest.skip("the page map of the machine is not for its host to read")
@@ -133,6 +135,8 @@ def test_two_rooms_of_one_image_share_no_page(container: Live, rooms: Rooms) -> 
 
 
 @pytest.mark.container
+@pytest.mark.proves("INV-ROOM-7")
+@pytest.mark.proves("INV-ROOM-20")
 def test_two_rooms_have_no_user_in_common(container: Live, rooms: Rooms) -> None:
     if rooms.ground != "container":
         pytest.skip("the processes of the machine are not for its host to read")
@@ -304,6 +308,7 @@ VERSIONS = itertools.count(1)
 TRICKS = {"up": "../../../../../../tmp/spine-trick", "absolute": "/usr/bin", "itself": "itself"}
 
 
+@pytest.mark.proves("INV-ROOM-3")
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_image_with_a_link_where_the_spine_mounts_is_refused_or_harmless(
@@ -331,6 +336,60 @@ def test_an_image_with_a_link_where_the_spine_mounts_is_refused_or_harmless(
     assert {known: row["deaths"] for known, row in after.items()} == {
         known: row["deaths"] for known, row in before.items()
     }
+
+
+# ---- names and words that a person, or a script of his, may give ------------------------------------------
+
+NAMES = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "-x",
+    "a" * 100,
+    f"{ALPHA}\0",
+    f"{ALPHA}/x",
+    f"{ALPHA}/../{BETA}",
+    "cgroup.procs",
+)
+NAMED: dict[str, dict[str, object]] = {
+    "operator.exec": {"persona": "", "argv": [ATTACK]},
+    "freezer.focus": {"persona": ""},
+    "freezer.start": {"persona": ""},
+    "freezer.stop": {"persona": ""},
+    "integrity.remove": {"name": ""},
+}
+COMMANDS: dict[str, list[str]] = {
+    "no words": [],
+    "no name": [""],
+    "too many words": [ATTACK] * 129,
+    "a word too long": ["x" * 8193],
+    "words too long together": [ATTACK, *["y" * 1000] * 9],
+    "a zero byte": [ATTACK, "a\0b"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_name_is_refused_by_every_call_that_takes_one(live: Live, rooms: Rooms, name: str) -> None:
+    assert rooms
+    before = live.table()
+    for method, params in NAMED.items():
+        key = next(iter(params))
+        with pytest.raises(PortFailure) as refused:
+            live.call(method, **{**params, key: name})
+        assert refused.value.failure.code in (Code.NOT_FOUND, Code.INVALID), method
+    assert live.table().keys() == before.keys()
+    assert {each: row["pid"] for each, row in live.table().items()} == {
+        each: row["pid"] for each, row in before.items()
+    }
+
+
+@pytest.mark.parametrize("which", COMMANDS)
+def test_what_is_no_command_is_refused(live: Live, rooms: Rooms, which: str) -> None:
+    rooms.focus(ALPHA)
+    with pytest.raises(PortFailure) as refused:
+        live.call("operator.exec", persona=ALPHA, argv=COMMANDS[which])
+    assert refused.value.failure.code is Code.INVALID
 
 
 def test_a_room_cannot_have_more_processes_than_its_manifest_says(live: Live, rooms: Rooms) -> None:
