@@ -157,6 +157,13 @@ def test_what_may_be_missing_and_what_is_cut() -> None:
     many = lease_of(o6=b"".join(bytes([10, 0, 0, n]) for n in range(1, 9)))
     assert many is not None
     assert len(many.name_servers) == dhcp.NAME_SERVERS_MAX
+    clocks = lease_of(o42=b"".join(bytes([10, 0, 0, n]) for n in range(1, 9)))
+    assert clocks is not None
+    # 10.0.0.5 is the room's own.
+    assert clocks.time_servers == tuple(IPv4Address(f"10.0.0.{n}") for n in (1, 2, 3, 4))
+    nobody = lease_of(o42=bytes([127, 0, 0, 1, 10, 0, 0, 5, 224, 0, 1, 1, 0, 0, 0, 0, 255, 255, 255, 255]))
+    assert nobody is not None
+    assert nobody.time_servers == ()
     own = lease_of(o3=bytes([127, 0, 0, 1, 10, 0, 0, 5, 10, 0, 0, 9]))
     assert own is not None
     assert own.router == IPv4Address("10.0.0.9")

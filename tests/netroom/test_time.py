@@ -12,6 +12,7 @@ import trio
 
 from organs.kernel import realtime
 from organs.netroom import organ, proposal
+from tests.netroom.test_rooms import confined
 from tests.netroom.test_sntp import answer, stamp
 from tests.netroom.world import Net, Room, net, room, serving
 
@@ -188,6 +189,18 @@ async def test_where_there_is_no_clock_nobody_is_asked_any_more(
             before = len(server.questions)
             await trio.sleep(3 * proposal.PASS_US / 1_000_000)
             assert (len(netroom.asked), len(server.questions)) == (3, before)
+
+
+@pytest.mark.proves("INV-PRIV-2")
+async def test_with_the_powers_of_its_stanza_it_can_ask(world: Net, linda: Room) -> None:
+    """Its own process, with its capability and its filter of system calls; it is told nothing of the time."""
+    with trio.fail_after(DEADLINE_S):
+        async with time_server(world):
+            *_, asked = await trio.to_thread.run_sync(confined, world, linda, "--time")
+            assert isinstance(asked, dict)
+            assert asked["ask"] == "time"
+            booted_ms = realtime.wall_ms() - realtime.since_boot_ms() + AHEAD_S * 1000
+            assert abs(asked["bootedMs"] - booted_ms) <= WRONG_MS_MAX
 
 
 async def test_a_network_without_a_server_is_a_network(world: Net, linda: Room) -> None:
