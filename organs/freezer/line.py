@@ -5,7 +5,8 @@ Touches: one SEQPACKET socket that was handed over, and the descriptors that com
 Never: waits for a builder that has not greeted longer than the asker's own deadline; believes an answer to
 another question, or to one of an earlier incarnation.
 Fails: with Failure. PEER_DIED: the builder was started anew, and what became of the question nobody knows.
-Descriptors of an answer that nobody waits for are closed.
+Descriptors of an answer that nobody waits for are closed, and a device that it made is given back, as is what
+an incarnation of ours that is gone had left with the builder.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ class Rooms:
         except ValueError as error:
             raise Failure(Code.INVALID, f"netroom: unable to connect {name}: {error}") from error
         await self._end(name)
-        if len(self._remembered.keys() | self._netroom.connected | {name}) > ROOMS_MAX:
+        if not self._remembers(name):
             raise Failure(Code.FULL, f"netroom: unable to connect {name}: {ROOMS_MAX} rooms are known")
         try:
             room = self._accept(name, call.fds, chains)
@@ -296,6 +296,20 @@ class Rooms:
             return {"address": "", "router": ""}
         router = room.held.router
         return {"address": str(room.held.interface), "router": "" if router is None else str(router)}
+
+    def _remembers(self, name: str) -> bool:
+        """Make room for one that is to be connected; False when as many as may be are connected.
+
+        Who remembers the addresses of rooms that are gone has not been told of their end.
+        """
+        while len(self._remembered.keys() | self._netroom.connected | {name}) > ROOMS_MAX:
+            gone = next(
+                (old for old in self._remembered if old not in {*self._netroom.connected, name}), None
+            )
+            if gone is None:
+                return False
+            del self._remembered[gone]
+        return True
 
     def _accept(self, name: str, fds: tuple[int, ...], chains: tuple[nftables.Chain, ...]) -> Room:
         """Load the filter, and only then take the rest, as copies. Raises RoomRefused."""

@@ -373,7 +373,7 @@ async def test_who_does_not_read_its_answers_is_asked_for_no_more(tmp_path: Path
     async with spine(tmp_path) as held:
         path = await open_room(held, "linda")
         async with Persona(path, held.schemas) as persona:
-            number = 20_000
+            number = 8_000
             flood = b"".join(persona.framed("status") for _ in range(number))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(persona.send, flood)
