@@ -268,7 +268,14 @@ class Children:
         if datagram:
             self._on_ask(child, datagram, fds)
         else:
+            for fd in fds:
+                os.close(fd)
             self._loop.remove(child.control.fileno())
+
+    def _hear_out(self, child: Child) -> None:
+        """What a dead organ said last: it may have left something here that its next incarnation needs."""
+        while child.control is not None and self._loop.has(child.control.fileno()):
+            self._on_control(child)  # INV-REAP-6
 
     def _on_answer(self) -> bool:
         """Take one answer of the zygote; whether there may be more."""
@@ -337,6 +344,7 @@ class Children:
         if not (no_process and child.cgroup.empty()):  # INV-REAP-2
             return
         event = Event.LOST if child.ended is None else Event.DIED
+        self._hear_out(child)
         child.close(self._loop)
         self.changed = True
         if not self.stopping:

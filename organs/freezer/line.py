@@ -5,7 +5,8 @@ Touches: one SEQPACKET socket that was handed over, and the descriptors that com
 Never: waits for a builder that has not greeted longer than the asker's own deadline; believes an answer to
 another question, or to one of an earlier incarnation.
 Fails: with Failure. PEER_DIED: the builder was started anew, and what became of the question nobody knows.
-Descriptors of an answer that nobody waits for are closed.
+Descriptors of an answer that nobody waits for are closed, and a device that it made is given back, as is what
+an incarnation of ours that is gone had left with the builder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import trio
 
 from bus.envelope import Code, Failure
 from organs.builder import protocol
-from organs.builder.protocol import Answer, Hello, Refusal, Refused, Request, Unreadable, Welcome
+from organs.builder.protocol import Answer, Hello, Refusal, Refused, Release, Request, Unreadable, Welcome
 
 CODES: Final = {
     Refusal.INVALID: Code.INVALID,
@@ -33,6 +34,8 @@ CODES: Final = {
     Refusal.MISSING: Code.REFUSED,
     Refusal.KERNEL: Code.REFUSED,
 }
+# How long a builder may take to let go of something, its restart included.
+RELEASE_S: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -55,22 +58,22 @@ class Line:
         self._greeted = trio.Event()
         self._questions: dict[int, _Question] = {}
         self._last = 0
-        self._left_over: tuple[str, ...] = ()
-        self._answered = trio.Event()
+        self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
         """Ask who is there, then hear answers. Never returns."""
         self._last += 1
         await self._socket.send(protocol.encode(Hello(id=self._last, asker=self._own)))
-        while True:
-            datagram, fds = await self._receive()
-            try:
-                answer = protocol.decode_answer(datagram)
-            except Unreadable as error:
-                _close(fds)
-                print(f"freezer: not an answer of the builder: {error}", file=sys.stderr, flush=True)
-                continue
-            self._take(answer, fds)
+        async with trio.open_nursery() as self._nursery:
+            while True:
+                datagram, fds = await self._receive()
+                try:
+                    answer = protocol.decode_answer(datagram)
+                except Unreadable as error:
+                    _close(fds)
+                    print(f"freezer: not an answer of the builder: {error}", file=sys.stderr, flush=True)
+                    continue
+                self._take(answer, fds)
 
     async def _receive(self) -> tuple[bytes, tuple[int, ...]]:
         fds: array.array[int] = array.array("i")
@@ -87,19 +90,40 @@ class Line:
         return datagram, tuple(fds)
 
     def _take(self, answer: Answer, fds: tuple[int, ...]) -> None:
+        if isinstance(answer, Welcome) or answer.generation > (self._builder or 0):
+            # A greeting that did not fit into the line is lost; then its first answer is the greeting.
+            self._meet(answer.generation)
         if isinstance(answer, Welcome):
             _close(fds)
-            if answer.asker == self._own:
-                self._left_over = answer.devices
-                self._answered.set()
-            self._meet(answer.generation)
+            # Nothing was asked of it yet: what it holds, an incarnation of ours left that is gone.
+            for name in answer.devices:
+                self._let_go(name, answer.generation)
             return
-        question = self._questions.pop(answer.id, None) if answer.asker == self._own else None
+        question = self._questions.get(answer.id) if answer.asker == self._own else None
         if question is None or question.generation != answer.generation:
             _close(fds)
+            if isinstance(answer, protocol.Made):
+                self._let_go(answer.name, answer.generation)  # nobody waits for it
             return
+        del self._questions[answer.id]
         question.answer, question.fds = answer, fds
         question.over.set()
+
+    def _let_go(self, device: str, generation: int) -> None:
+        if generation == self._builder:
+            assert self._nursery is not None
+            self._nursery.start_soon(self.release, device)
+
+    async def release(self, device: str) -> None:
+        """Have the builder let go of a device. What cannot be asked in time dies with the builder."""
+        with trio.move_on_after(RELEASE_S):
+            try:
+                await self.ask(
+                    lambda number, own, other: Release(id=number, asker=own, generation=other, name=device),
+                    (),
+                )
+            except Failure as failure:
+                print(f"freezer: {device} is not let go of: {failure}", file=sys.stderr, flush=True)
 
     def _meet(self, generation: int) -> None:
         """A builder says that it is there. What was asked of the one before is lost."""
@@ -111,14 +135,6 @@ class Line:
                 del self._questions[number]
                 question.over.set()
         self._greeted.set()
-
-    async def left_over(self) -> tuple[str, ...]:
-        """The devices that the builder made for incarnations of ours before this one, and still holds.
-
-        Known from its answer to our first word. A builder that was started since holds none.
-        """
-        await self._answered.wait()
-        return self._left_over
 
     async def ask(
         self, make: Callable[[int, int, int], Request], fds: Sequence[int]
@@ -136,6 +152,12 @@ class Line:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             await self._socket.sendmsg([protocol.encode(make(number, self._own, self._builder))], rights)
             await question.over.wait()
+        except trio.Cancelled:
+            # The answer may have come in the same moment.
+            _close(question.fds)
+            if isinstance(question.answer, protocol.Made):
+                self._let_go(question.answer.name, question.generation)
+            raise
         finally:
             self._questions.pop(number, None)
         if question.answer is None:

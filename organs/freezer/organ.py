@@ -111,6 +111,8 @@ class Freezer:
         self._moved = trio.Event()
         self._wishes: list[Wish] = []
         self._starts: dict[str, Start] = {}
+        # What makes a room. It must have ended before the room can be over, or it would make it afterwards.
+        self._making: dict[str, trio.CancelScope] = {}
         self._ends: dict[str, trio.Event] = {}
         self._refusal: Refusal | None = None
         self._moved_ns = time.monotonic_ns()
@@ -160,7 +162,7 @@ class Freezer:
         phase = self._state.phase(name)
         if not standing.populated:
             # A room that is being made is empty until it is there.
-            if phase not in (Phase.ABSENT, Phase.BUILDING):
+            if phase not in (Phase.ABSENT, Phase.BUILDING) and name not in self._making:
                 self.happen(focus.Died(name))
         elif standing.asked and standing.frozen and phase is Phase.FREEZING:
             self.happen(focus.Froze(name))
@@ -207,7 +209,8 @@ class Freezer:
         for effect in effects:
             match effect:
                 case focus.Build(room):
-                    self._start(self._make, room)
+                    self._making[room] = scope = trio.CancelScope()
+                    self._start(self._make, room, scope)
                 case focus.Hush(room, epoch):
                     self._say(room, Line(epoch=epoch))
                 case focus.Speak(room):
@@ -268,9 +271,10 @@ class Freezer:
                 return
         self.happen(focus.Failed(step, room, why))
 
-    async def _make(self, room: str) -> None:
-        failure = Failure(Code.DEADLINE, f"{room}: making it took too long")
-        with trio.move_on_after(focus.BUILD_DEADLINE_MS / 1000):
+    async def _make(self, room: str, scope: trio.CancelScope) -> None:
+        failure: Failure | None = Failure(Code.DEADLINE, f"{room}: making it took too long")
+        scope.deadline = trio.current_time() + focus.BUILD_DEADLINE_MS / 1000
+        with scope:
             try:
                 self._groups.make(room)
                 await self._hands.build(room)
@@ -279,13 +283,20 @@ class Freezer:
             except OSError as error:
                 failure = Failure(Code.REFUSED, f"{room}: {error}")
             else:
-                self._say(room, Line())
-                self.happen(focus.Built(room))
-                self._look(room)
-                self._started(room, None)
-                return
-        say(f"{room}: not built: {failure}")
-        self.happen(focus.NotBuilt(room))
+                failure = None
+        del self._making[room]
+        if self._state.phase(room) is not Phase.BUILDING:
+            # Stopped meanwhile: what was made until then ends as well.
+            failure = Failure(Code.REFUSED, f"{room}: it was stopped while it was made")
+            self._kill(room)
+            self._turn()
+        elif failure is None:
+            self._say(room, Line())
+            self.happen(focus.Built(room))
+            self._look(room)
+        else:
+            say(f"{room}: not built: {failure}")
+            self.happen(focus.NotBuilt(room))
         self._started(room, failure)
 
     def _started(self, room: str, failure: Failure | None) -> None:
@@ -294,6 +305,9 @@ class Freezer:
             start.over.set()
 
     def _kill(self, room: str) -> None:
+        if (making := self._making.get(room)) is not None:
+            making.cancel()  # it kills what it has made
+            return
         try:
             self._groups.kill(room)
         except OSError as error:
@@ -453,7 +467,12 @@ class Freezer:
         argv = _words(params["argv"])
         if len(call.fds) != EXEC_DESCRIPTORS:
             raise Failure(Code.INVALID, "three streams and a pipe for the end must come with it")
-        return {"pid": await self._hands.exec(str(params["persona"]), argv, call.fds)}
+        try:
+            return {"pid": await self._hands.exec(str(params["persona"]), argv, call.fds)}
+        except OSError as error:
+            raise Failure(
+                Code.REFUSED, f"{params['persona']}: unable to start {argv[0][:64]}: {error}"
+            ) from None
 
     async def console(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         """What a room wrote."""

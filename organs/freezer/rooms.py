@@ -11,7 +11,6 @@ Fails: with Failure or OSError, which fails the step; what was half made is let 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -96,7 +95,9 @@ class Rooms:
         self._groups, self._integrity, self._netroom = groups, integrity, netroom
         self._line, self._store, self._verity = line, store, verity
         self._rooms: dict[str, Room] = {}
-        self._reserved: set[int] = set()
+        # Ranges of ids by room, from before it is made until it is gone: what died of it may linger.
+        self._reserved: dict[str, int] = {}
+        self._stale: list[str] = []
         self._nursery: trio.Nursery | None = None
 
     def find(self, name: str) -> Room | None:
@@ -108,23 +109,13 @@ class Rooms:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._line.run)
             self._nursery.start_soon(self._hear_netroom)
-            self._nursery.start_soon(self._release_left_over)
             for room in self._rooms.values():
                 self._listen(room)
+            # Before there can be a room that is called the same.
+            for label in self._stale:
+                await self._store.drop(label)
             task_status.started()
             await trio.sleep_forever()
-
-    async def _release_left_over(self) -> None:
-        """Devices that an incarnation before had made, and died before it could let go of them."""
-        for device in await self._line.left_over():
-            with contextlib.suppress(Failure):  # the builder has died since, and they with it
-                await self._release(device)
-
-    async def _release(self, device: str) -> None:
-        await self._line.ask(
-            lambda number, own, other: protocol.Release(id=number, asker=own, generation=other, name=device),
-            (),
-        )
 
     def take_over(self, names: Sequence[str]) -> list[str]:
         """The rooms of an earlier incarnation; those of `names` that were never finished, which must end."""
@@ -135,7 +126,7 @@ class Rooms:
             fds = {label.removeprefix(prefix): fd for label, fd in kept.items() if label.startswith(prefix)}
             try:
                 known = facts.decode(self._groups.facts(name))
-                if not {LISTENER, NETNS, ROUTE} <= fds.keys():
+                if not needed(known) <= fds.keys():
                     raise FactsRefused("its descriptors are not there")
             except (FactsRefused, OSError):
                 unfinished.append(name)
@@ -143,20 +134,19 @@ class Rooms:
             console = Console(fds[CONSOLE]) if CONSOLE in fds else None
             room = Room(facts=known, cgroup=self._groups.number(name), fds=fds, console=console)
             self._rooms[name] = room
+        # Of rooms that were not finished, or that ended while nobody was there to say so.
+        held = {f"{LABEL}.{name}.{what}" for name, room in self._rooms.items() for what in room.fds}
+        self._stale = sorted(kept.keys() - held)
+        for label in self._stale:
+            os.close(kept[label])
         return unfinished
 
     async def build(self, name: str) -> None:
         """Make the room in its cgroup, which was told to freeze. Raises Failure, OSError."""
-        slot = facts.free_slot(self._reserved | {room.facts.slot for room in self._rooms.values()})
+        slot = facts.free_slot({*self._reserved.values(), *(r.facts.slot for r in self._rooms.values())})
         if slot is None:
             raise Failure(Code.FULL, "every range of ids is taken")
-        self._reserved.add(slot)
-        try:
-            await self._build(name, slot)
-        finally:
-            self._reserved.discard(slot)
-
-    async def _build(self, name: str, slot: int) -> None:
+        self._reserved[name] = slot
         answer, (backing,) = await self._integrity.call_fds("open", {"name": name})
         try:
             opened = _mapping(answer["persona"])
@@ -165,11 +155,14 @@ class Rooms:
         finally:
             os.close(backing)
         known = facts.of(image, str(opened["keyId"]), slot)
-        self._groups.limit(name, image.limits.memory_bytes, image.limits.pids)
         try:
+            self._groups.limit(name, image.limits.memory_bytes, image.limits.pids)
             made, fds = await self._make(name, image, known, device)
         finally:
             os.close(device)
+            # If there is a room, its mount holds the device from here on; if there is none, nobody does.
+            assert self._nursery is not None
+            self._nursery.start_soon(self._line.release, device_name)
         self._rooms[name] = room = Room(
             facts=known,
             cgroup=self._groups.number(name),
@@ -181,8 +174,6 @@ class Rooms:
         if CONSOLE in room.fds:
             room.console = Console(room.fds[CONSOLE])
             self._listen(room)
-        # The mount holds the device from here on.
-        await self._release(device_name)
 
     async def _device(self, image: persona.Persona, offset: int, backing: int) -> tuple[str, int]:
         """The room's own block device over the image: its name at the builder, and the device."""
@@ -248,6 +239,8 @@ class Rooms:
         if room is None or room.facts.inbound is None:
             return
         async with room.network_lock:
+            if self._rooms.get(name) is not room:
+                raise Failure(Code.STALE, f"{name}: the room has ended")  # and its descriptors are closed
             if step is Step.CUT:
                 room.address = None
                 await self._netroom.call("cut", {"room": name}, fds=[room.fds[what] for what in CUT])
@@ -271,7 +264,10 @@ class Rooms:
                 if room is not None and room.address is not None:
                     room.address = str(news.values["address"])
             if isinstance(heard, Snapshot):
-                there = {news.values["room"] for news in heard.events}
+                there = {str(news.values["room"]) for news in heard.events}
+                for name in there - self._rooms.keys():
+                    # It ended, and we before we could say so: netroom holds its network up.
+                    await self._forget_network(name)
                 for name, room in list(self._rooms.items()):
                     if room.address is not None and name not in there:
                         await self._connect_again(name, room)
@@ -287,23 +283,31 @@ class Rooms:
 
     def forget(self, name: str) -> None:
         """The room is gone: let go of all that was its own."""
+        self._reserved.pop(name, None)
         room = self._rooms.pop(name, None)
         if room is None:
             return
         room.scope.cancel()
         for what, fd in room.fds.items():
-            if what != CONSOLE:
+            # A console that is read is closed by who reads it.
+            if what != CONSOLE or room.console is None:
                 os.close(fd)
         assert self._nursery is not None
         self._nursery.start_soon(self._let_go, name, tuple(room.fds), room.facts.inbound is not None)
 
     async def _let_go(self, name: str, kinds: Sequence[str], networked: bool) -> None:
-        if name not in self._rooms:
-            for what in kinds:
+        for what in kinds:
+            # A room that is called the same may be there by now.
+            if name not in self._rooms:
                 await self._store.drop(f"{LABEL}.{name}.{what}")
         if networked:
-            with contextlib.suppress(Failure):  # it forgets with the namespace as well, which is gone
-                await self._netroom.call("forget", {"room": name})
+            await self._forget_network(name)
+
+    async def _forget_network(self, name: str) -> None:
+        try:
+            await self._netroom.call("forget", {"room": name})
+        except Failure as failure:
+            say(f"{name}: netroom did not hear that it is gone: {failure}")
 
     async def exec(self, name: str, argv: Sequence[str], fds: Sequence[int]) -> int:
         """Start a program in the room, with its three streams and the pipe for its end. The process id."""
@@ -322,6 +326,12 @@ class Rooms:
             )
         assert isinstance(answer, protocol.Started)
         return answer.pid
+
+
+def needed(known: Facts) -> frozenset[str]:
+    """The descriptors without which a room cannot be gone on with."""
+    network = () if known.inbound is None else CONNECT
+    return frozenset({LISTENER, NETNS, ROUTE, *network, *((CONSOLE,) if known.console else ())})
 
 
 def say(sentence: str) -> None:

@@ -399,7 +399,8 @@ class Counter:
 
     async def _commit(self, call: Caller, params: Mapping[str, object]) -> dict[str, object]:
         number, now_s = cast(int, params["ticket"]), trio.current_time()
-        ticket, table = await self._do(lambda store: (store.close(call.caller, number, now_s), store.table()))
+        # In this order: a ticket that is closed is ended below, whatever happens.
+        table, ticket = await self._do(lambda store: (store.table(), store.close(call.caller, number, now_s)))
         try:
             found, same = await self._in_thread(partial(_check, ticket, table))
             row = await self._do(lambda store: store.finish(ticket, found, same))

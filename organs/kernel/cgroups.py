@@ -183,8 +183,16 @@ class Subtree:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
     def make(self, name: str) -> None:
-        """A new cgroup, told to freeze before anything is in it. Raises OSError."""
-        os.mkdir(f"{self.root}/{name}", 0o755)
+        """A new cgroup, told to freeze before anything is in it. Raises OSError.
+
+        One that could not be removed under this name is in the way, and is watched again.
+        """
+        try:
+            os.mkdir(f"{self.root}/{name}", 0o755)
+        except FileExistsError:
+            if name not in self._events:
+                self._watch(name)
+            raise
         _write(f"{self.root}/{name}", "cgroup.freeze", "1")
         self._watch(name)
 

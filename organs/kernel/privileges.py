@@ -87,8 +87,9 @@ def become_room_root(capabilities: Collection[int]) -> None:
     this. Raises KernelError, OSError.
     """
     become_fitter()
-    _bound(capabilities)
-    _capset(capabilities)  # INV-ROOM-6
+    # What a program of the room's root begins with is what this set leaves of everything.
+    _bound(capabilities)  # INV-ROOM-6
+    _capset(capabilities)
     _prctl("clear ambient capabilities", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     _prctl("set no_new_privs", PR_SET_NO_NEW_PRIVS, 1)
 

@@ -117,6 +117,7 @@ class Session:
             "exec": sessions.exec,
             "feed": sessions.feed,
             "drain": sessions.drain,
+            "hangUp": sessions.hang_up,
         }
         self._taps: set[str] = set()
         self._nursery: trio.Nursery | None = None

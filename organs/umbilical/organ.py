@@ -35,7 +35,7 @@ READ_BYTES: Final = 64 * 1024
 ROOM_BYTES_MAX: Final = 4 * link.MESSAGE_BYTES_MAX
 # Large answers of a room under way: each may be a mebibyte, and rooms that do not read keep theirs.
 LARGE_MAX: Final = 2
-# A large answer is asked for when no more than this waits to be read by the persona.
+# A request is taken, and a large answer asked for, when no more than this waits to be read by the persona.
 UNREAD_BYTES_MAX: Final = 64 * 1024
 # A message that has begun must be whole by then; the time that a room stands still does not count.
 HALF_SENT_S: Final = 10.0
@@ -180,7 +180,10 @@ class Connection:
     async def _read(self) -> str | None:
         """Take messages while they are wanted. Why the connection must be closed, or None when it ended."""
         while True:
-            await self._until(self._may_read)
+            if not self._may_read():
+                await self._until(self._may_read)
+                # What is half sent waited for us meanwhile.
+                self._whole_by = trio.current_time() + HALF_SENT_S
             data = await self._receive()
             if data is None:
                 if self.link.phase is Phase.SERVING and trio.current_time() >= self._whole_by:
@@ -193,7 +196,7 @@ class Connection:
             if messages or not begun:
                 self._whole_by = trio.current_time() + HALF_SENT_S
             for message in messages:
-                await self._until(lambda: self.link.wants_more)
+                await self._until(self._wants_more)
                 try:
                     request = self._organ.request.decode(message)
                 except PeerError as error:
@@ -205,8 +208,17 @@ class Connection:
             if self.splitter.bad is not None:
                 return self.splitter.bad.value
 
+    def _wants_more(self) -> bool:
+        # A persona that asks and does not read its answers is not asked for more.
+        return self.link.wants_more and len(self._unread) <= UNREAD_BYTES_MAX  # INV-UMB-3
+
     def _may_read(self) -> bool:
-        return self.link.wants_more and self._room.half_sent_bytes < ROOM_BYTES_MAX
+        return self._wants_more() and self._room.half_sent_bytes < ROOM_BYTES_MAX
+
+    @property
+    def unread_bytes(self) -> int:
+        """What waits for the persona to read it."""
+        return len(self._unread)
 
     async def _receive(self) -> bytes | None:
         """The next bytes; b"" at the end; None when what was begun took too long."""

@@ -20,6 +20,7 @@ import pytest
 
 from organs import layout
 from organs.bay0.zygote import OWN_CAPABILITIES
+from organs.kernel import realtime
 from organs.manifest import CAPABILITIES
 from tests.bay0.spine import (
     GATE,
@@ -88,6 +89,20 @@ def test_the_whole_life(tmp_path: Path, disks: dict[str, str]) -> None:
         command = ["tune2fs", "-l", disks["persist"]]
         facts = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert re.search(r"Filesystem state: +clean", facts)
+
+
+@pytest.mark.proves("INV-TIME-1")
+def test_in_a_container_the_clock_is_the_host_s(tmp_path: Path) -> None:
+    """A proposal that a machine would take: a minute on. It is answered with what is missing."""
+    asking = OPERATOR.replace('"probe"]', '"probe", "time"]')
+    with running(tmp_path, asking, ALPHA) as spine:
+        spine.wait_ready("operator")
+        before_ms = realtime.wall_ms() - realtime.since_boot_ms()
+        wanted_ms = before_ms + 60_000
+        assert spine.ask(ask="time", bootedMs=wanted_ms) == {"error": "missing: clock"}
+        assert spine.ask(ask="time", bootedMs=-1) == {"error": "bootedMs must be milliseconds since 1970"}
+        # Nobody moved it by what was asked; that somebody else corrects it meanwhile is none of ours.
+        assert wanted_ms - (realtime.wall_ms() - realtime.since_boot_ms()) > 30_000
 
 
 @pytest.mark.proves("INV-PRIV-1")
@@ -279,6 +294,17 @@ def test_what_an_organ_leaves_with_bay0_its_next_incarnation_gets(tmp_path: Path
         assert "pipe128 is not kept: no more is kept" in spine.console()
         assert "two is not kept: one descriptor" in spine.console()
         assert len(os.listdir(f"/proc/{spine.pid}/fd")) == before
+
+
+@pytest.mark.proves("INV-REAP-6")
+def test_what_an_organ_left_in_its_last_moment_is_kept_too(tmp_path: Path) -> None:
+    hasty = stanza("hasty", 2101, 'control = { asks = ["keep"], told = [] }').replace(
+        "nofile_max = 128", "nofile_max = 512"
+    )
+    with running(tmp_path, hasty, BETA) as spine:
+        spine.wait_ready("hasty", 2)
+        until("the second one looked", lambda: "hasty has" in spine.log("hasty"))
+        assert "hasty has 100" in spine.log("hasty")
 
 
 def test_an_orphan_is_collected_by_pid_1(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from bus.envelope import Code, Failure
 from bus.server import Call
@@ -51,8 +53,8 @@ def root() -> Iterator[Path]:
 
 
 def spin(cgroup: Path, processes: int = 1) -> list[int]:
-    """Processes that never rest, in a cgroup."""
-    pids = []
+    """Processes that never rest, all of them in a cgroup when this returns."""
+    pids: list[int] = []
     for _ in range(processes):
         pid = os.fork()
         if pid == 0:
@@ -63,6 +65,11 @@ def spin(cgroup: Path, processes: int = 1) -> list[int]:
             finally:
                 os._exit(1)
         pids.append(pid)
+    # One that moved itself into a frozen cgroup says nothing more, so its arrival is looked for.
+    end = time.monotonic() + PATIENCE_S
+    while not set(map(str, pids)) <= set((cgroup / "cgroup.procs").read_text().split()):
+        assert time.monotonic() < end
+        time.sleep(0.0005)
     return pids
 
 
@@ -79,6 +86,10 @@ class House:
         self.hold.set()
         self.freezer = Freezer(self.groups, self, own_schemas().interfaces["freezer"])
         self.unable: Failure | OSError | None = None
+        # What is being made waits for this first.
+        self.may_build = trio.Event()
+        self.may_build.set()
+        self.building: list[str] = []
         self.made: dict[str, Room] = {}
         self.started: list[tuple[str, Sequence[str], Sequence[int]]] = []
         self.awake_at_acts: list[tuple[str, ...]] = []
@@ -101,6 +112,8 @@ class House:
 
     async def exec(self, name: str, argv: Sequence[str], fds: Sequence[int]) -> int:
         """Say that it was started."""
+        if self.unable is not None:
+            raise self.unable
         self.started.append((name, argv, fds))
         return 4711
 
@@ -108,10 +121,9 @@ class House:
         """Processes that would run for ever, in place of a persona's."""
         if self.unable is not None:
             raise self.unable
+        self.building.append(room)
+        await self.may_build.wait()
         spin(self.root / room, 3)
-        # A process that moved itself here froze at once: it says nothing more, so its arrival is looked for.
-        while len((self.root / room / "cgroup.procs").read_text().split()) < 3:
-            await trio.sleep(0)
 
     def stands(self, name: str) -> bool:
         """Whether the room is confirmed frozen."""
@@ -349,6 +361,60 @@ async def test_a_room_that_cannot_be_built_leaves_nothing(root: Path, unable: Fa
         assert house.freezer.state.phase("linda") is Phase.FROZEN
 
 
+@pytest.mark.parametrize("populated", [False, True])
+async def test_a_room_that_is_stopped_while_it_is_made_is_not_there_afterwards(
+    root: Path, *, populated: bool
+) -> None:
+    async with housed(root) as house:
+        house.may_build = trio.Event()
+        ends: list[object] = []
+
+        async def start() -> None:
+            with pytest.raises(Failure, match="stopped while it was made") as refused:
+                await house.freezer.start(CALL, {"persona": "linda"})
+            ends.append(refused.value.code)
+
+        with trio.fail_after(PATIENCE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(start)
+                await house.until(lambda: house.building == ["linda"])
+                if populated:
+                    spin(root / "linda")
+                await house.freezer.stop(CALL, {"persona": "linda"})
+                assert house.freezer.state.rooms == ()
+                assert not (root / "linda").exists()
+            assert ends == [Code.REFUSED]
+            # At once another by the same name, which nothing of the first one disturbs.
+            house.may_build.set()
+            await house.freezer.start(CALL, {"persona": "linda"})
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert house.building == ["linda", "linda"]
+        assert house.freezer.state.phase("linda") is Phase.FROZEN
+        assert len((root / "linda/cgroup.procs").read_text().split()) == 3
+
+
+async def test_a_room_is_stopped_before_it_was_begun_with(root: Path) -> None:
+    async with housed(root) as house:
+        house.freezer.happen(focus.Start("linda"))
+        with trio.fail_after(PATIENCE_S):
+            await house.freezer.stop(CALL, {"persona": "linda"})
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert house.freezer.state.rooms == ()
+        assert not list(root.glob("*/"))
+
+
+async def test_a_cgroup_that_is_in_the_way_is_cleared(root: Path) -> None:
+    async with housed(root) as house:
+        (root / "linda").mkdir()
+        spin(root / "linda")
+        with pytest.raises(Failure), trio.fail_after(PATIENCE_S):
+            await house.freezer.start(CALL, {"persona": "linda"})
+        await house.until(lambda: not house.freezer.state.rooms)
+        with trio.fail_after(PATIENCE_S):
+            await house.freezer.start(CALL, {"persona": "linda"})
+        assert house.freezer.state.phase("linda") is Phase.FROZEN
+
+
 async def test_rooms_are_started_and_stopped_once(root: Path) -> None:
     async with housed(root) as house:
         with trio.fail_after(PATIENCE_S):
@@ -447,6 +513,11 @@ async def test_a_program_is_started_in_the_focused_room_only(root: Path) -> None
                 await house.freezer.exec(call, {"persona": name, "argv": argv})
             assert refused.value.code is code
         assert len(house.started) == 1
+        # What the kernel refuses is the end of this call, not of the freezer.
+        house.unable = OSError(24, "Too many open files")
+        with pytest.raises(Failure, match="Too many open files") as refused:
+            await house.freezer.exec(ours, {"persona": "linda", "argv": ["a"]})
+        assert refused.value.code is Code.REFUSED
 
 
 async def test_many_hand_overs_never_leave_two_awake(root: Path) -> None:

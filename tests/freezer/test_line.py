@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -70,6 +71,7 @@ async def asked(line: Line, into: list[object], *fds: int) -> None:
 
 
 def open_fds() -> int:
+    gc.collect()  # lines of earlier tests
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -138,6 +140,11 @@ async def test_descriptors_that_nobody_waits_for_are_closed() -> None:
             await far.say(Made(id=number, asker=asker, generation=3, name="room-3-1", verified=True), reader)
         await far.sock.send(b"nonsense")
         await far.sock.send(b"{" * protocol.DATAGRAM_BYTES_MAX)
+        # The builder is told to let go of them as well.
+        for _ in range(2):
+            request = await far.hear()
+            assert isinstance(request, Release)
+            await far.say(Released(id=request.id, asker=OWN, generation=3, name=request.name))
         came: list[object] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(asked, line, came)
@@ -172,16 +179,62 @@ async def test_a_cancelled_question_is_forgotten() -> None:
         assert open_fds() == before
 
 
-async def test_what_a_builder_held_before_us_is_known() -> None:
+async def test_what_an_incarnation_of_ours_left_with_the_builder_is_let_go_of() -> None:
     async with joined() as (line, far):
-        # What was said to the one before us, and a greeting of long ago: no answers to our hello.
-        await far.say(Welcome(id=1, asker=OWN - 1, generation=3, devices=("room-3-9",)))
-        await far.welcome(3)
-        with trio.move_on_after(0.05) as waiting:
-            await line.left_over()
-        assert waiting.cancelled_caught
         await far.say(Welcome(id=1, asker=OWN, generation=3, devices=("room-3-1", "room-3-2")))
-        assert await line.left_over() == ("room-3-1", "room-3-2")
+        left = []
+        for _ in range(2):
+            request = await far.hear()
+            assert isinstance(request, Release)
+            left.append(request.name)
+            await far.say(Released(id=request.id, asker=OWN, generation=3, name=request.name))
+        assert sorted(left) == ["room-3-1", "room-3-2"]
+        assert line is not None
+
+
+async def test_a_builder_whose_greeting_was_lost_is_known_by_its_first_answer() -> None:
+    async with joined() as (line, far):
+        await far.welcome(3)
+        came: list[object] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asked, line, came)
+            request = await far.hear()
+            refused = Refused(id=request.id, asker=OWN, generation=4, why=Refusal.STALE, reason="not for us")
+            await far.say(refused)
+        [failure] = came
+        assert isinstance(failure, Failure)
+        assert failure.code is Code.PEER_DIED
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asked, line, came)
+            request = await far.hear()
+            assert request.generation == 4
+            await far.say(Released(id=request.id, asker=OWN, generation=4, name="room-1-1"))
+        assert isinstance(came[1], tuple)
+
+
+async def test_an_answer_in_the_moment_of_the_cancellation_leaks_nothing() -> None:
+    async with joined() as (line, far):
+        await far.welcome(3)
+        reader, writer = os.pipe()
+        before = open_fds()
+        for _ in range(40):
+            came: list[object] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(asked, line, came)
+                request = await far.hear()
+                while not isinstance(request, Release) or request.name != "room-1-1":
+                    request = await far.hear()
+                await far.say(
+                    Made(id=request.id, asker=OWN, generation=3, name="late", verified=False), reader
+                )
+                nursery.cancel_scope.cancel()
+            for answered in came:  # it was in time
+                assert isinstance(answered, tuple)
+                os.close(answered[1][0])
+        await trio.testing.wait_all_tasks_blocked()
+        assert open_fds() == before
+        os.close(reader)
+        os.close(writer)
 
 
 async def test_nothing_is_asked_where_nobody_greets() -> None:

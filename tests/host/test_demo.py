@@ -93,11 +93,11 @@ STATUS = """\
 root      slot b, a5af20b857541254, verified
 network   lo; addresses: none
 
-room            state       processor time   network
-linda           frozen           531837 µs   none
-
 organ       state        pid  generation        up      memory
 gate        ready        459           2     2.7 s   11700 KiB
+
+  room            state      version             CPU  network
+  linda           frozen           1       531837 µs  none
 """
 RECORDS = "a/1 10.00\nb/1 10.01\na/2 10.05\nb/2 10.50\n"
 FACTS: Facts = {"at_kill": 2, demo.SO_FAR: 2, "keys": ("a/1", "b/1"), "spent": 531837, "slot": "b"}

@@ -21,7 +21,7 @@ class Boot(Enum):
     FLIPPED_ROOT = "a flipped byte in a block that boot reads"
     FLIPPED_TREE = "a flipped byte in the hash tree"
     WRITES = "two rooms write as they like, behind the write log"
-    BUILDER = "checked devices of the builder, and a network card that is parked"
+    BUILDER = "checked devices of the builder, and a network card that is parked, a wrong clock"
     OFFENDER = "an organ that takes memory without end, until its memory.max ends it"
     ENDLESS = "a caller whose message never ends, until its callee's memory.max ends the callee"
     DEMO = "the demo: put"

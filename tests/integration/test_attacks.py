@@ -87,9 +87,16 @@ def attacked(live: Live, rooms: Rooms) -> Mapping[str, Answer]:
     return answers
 
 
+@pytest.fixture(scope="module")
+def missing(live: Live) -> list[str]:
+    """What this ground has not got."""
+    return cast(list[str], live.boot_facts()["missing"])
+
+
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_an_attack_from_a_room_is_refused(live: Live, attacked: Mapping[str, Answer], attack: Attack) -> None:
-    missing = {*cast(list[str], live.boot_facts()["missing"])}
+def test_an_attack_from_a_room_is_refused(
+    missing: list[str], attacked: Mapping[str, Answer], attack: Attack
+) -> None:
     answer = attacked[attack.name]
     if answer.reached and attack.needs in missing:
         pytest.skip(f"this ground has no {attack.needs}, which refuses {attack.name}: {answer.said}")
@@ -169,11 +176,14 @@ def random_frames(seed: int, number: int, size: int) -> bytes:
 
 @contextlib.contextmanager
 def unharmed(live: Live, rooms: Rooms) -> Iterator[None]:
-    """The umbilical is the same incarnation after it, holds no more than before, and serves both rooms."""
+    """The umbilical is the same incarnation after it, holds no more than before, and serves the rooms.
+
+    Under emulation a hand-over takes seconds: there the other room is asked where a test does so itself.
+    """
     rooms.focus(ALPHA)
     before, held = live.table()["umbilical"], descriptors(live)
     yield
-    for name in (BETA, ALPHA):
+    for name in (BETA, ALPHA) if live.kind == "container" else (ALPHA,):
         rooms.focus(name)
         assert name in rooms.exec(name, UMBILICAL, "status")
     after = live.table()["umbilical"]
@@ -249,10 +259,12 @@ def test_a_half_sent_message_does_not_hold_the_hand_over(live: Live, rooms: Room
 
 def test_a_flood_of_connections_fills_the_rooms_own_share(live: Live, rooms: Rooms) -> None:
     with unharmed(live, rooms):
-        said = rooms.exec(ALPHA, NOISE, "flood", SOCKET, "300", "5")
+        said = rooms.exec(ALPHA, NOISE, "flood", SOCKET, "300", "60")
         made, refused, closed = map(int, re.findall(r"\d+", said.split("\n")[0]))
         assert made + refused == 300
         assert made - closed == CONNECTIONS_MAX
+        rooms.focus(BETA)
+        assert BETA in rooms.exec(BETA, UMBILICAL, "status")
 
 
 def test_connections_that_a_frozen_room_keeps_are_no_other_rooms(live: Live, rooms: Rooms) -> None:
@@ -392,9 +404,9 @@ def test_what_is_no_command_is_refused(live: Live, rooms: Rooms, which: str) -> 
     assert refused.value.failure.code is Code.INVALID
 
 
-def test_a_room_cannot_have_more_processes_than_its_manifest_says(live: Live, rooms: Rooms) -> None:
+def test_a_room_cannot_have_more_processes_than_its_manifest_says(missing: list[str], rooms: Rooms) -> None:
     """However they are asked for: by a bomb inside, or by ./spine exec outside."""
-    if "cgroup.pids" in cast(list[str], live.boot_facts()["missing"]):
+    if "cgroup.pids" in missing:
         pytest.skip("this ground has no cgroup.pids")
     [attack] = [attack for attack in ATTACKS if attack.name == "many-processes"]
     answer = rooms.tried([attack], ALPHA, [])["many-processes"]

@@ -7,7 +7,9 @@ measured from outside, by the kernel's count of processor time and by who answer
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -39,6 +41,7 @@ OPEN, CLOSED = 8080, 8081
 QEMU_ADDRESS = "10.0.2.15"
 # Its first program ends when somebody says so.
 MORTAL = "while [ ! -e /tmp/end ]; do sleep 1; done"
+ENDLESS = "echo begun; sleep 98765; :"
 # Run in the namespace behind a container: what a caller there meets.
 KNOCK = """
 import socket, sys
@@ -147,6 +150,62 @@ def test_a_program_has_its_streams_and_its_exit_code(housed: Live) -> None:
     assert ran(housed, "linda", "--", "sh", "-c", "sleep 1000 & echo left")[:2] == (0, b"left\n")
     size = 1_000_000
     assert ran(housed, "linda", "--", "sh", "-c", "cat", stdin=bytes(size))[:2] == (0, bytes(size))
+
+
+def test_status_shows_the_rooms(housed: Live) -> None:
+    focus(housed, "courier")
+    within("an address", lambda: " " in network(housed, "courier"))
+    found = json.loads(spine("status", "--json", f"--{housed.kind}"))
+    assert found["focus"] == "courier"
+    assert set(found["personas"]) == set(found["rooms"]) == set(NAMES)
+    courier, linda = (found["rooms"][name] for name in NAMES)
+    assert (courier["state"], courier["focus"], courier["network"]) == ("running", True, "connected")
+    assert (linda["state"], linda["focus"], linda["network"]) == ("frozen", False, "none")
+    assert courier["address"] in network(housed, "courier")
+    assert courier["store"].startswith("courier@")
+    page = spine("status", f"--{housed.kind}").decode()
+    assert "\n* courier " in page
+    assert "\n  linda " in page
+
+
+def test_what_ends_exec_ends_the_program(housed: Live) -> None:
+    focus(housed, "linda")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Its child is ended with it.
+        exec_ = subprocess.Popen(
+            [paths.ROOT / "spine", "exec", f"--{housed.kind}", "linda", "--", "sh", "-c", ENDLESS],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert exec_.stdout is not None
+        assert exec_.stdout.readline() == b"begun\n"
+        exec_.send_signal(number)
+        exec_.communicate(timeout=300)
+        assert exec_.returncode == 128 + number
+        within(
+            "it is gone", lambda: b"sleep 98765" not in said(housed, "linda", "--", "sh", "-c", "busybox ps")
+        )
+
+
+def test_exec_in_one_object(housed: Live) -> None:
+    code, output, error = ran(
+        housed, "--focus", "--json", "linda", "--", "sh", "-c", "echo one; printf '\\377' >&2; exit 4"
+    )
+    assert (code, error) == (4, b"")
+    assert json.loads(output) == {
+        "exit": 4,
+        "ended": "exit 4",
+        "output": {"utf8": "one\n"},
+        "error": {"hex": "ff"},
+    }
+
+
+def test_much_comes_out_whole(housed: Live) -> None:
+    script = "busybox head -c 8388608 /dev/urandom | busybox tee /tmp/big; busybox sha256sum </tmp/big >&2"
+    code, output, error = ran(housed, "--focus", "linda", "--", "sh", "-c", f"{script}; busybox rm /tmp/big")
+    assert (code, len(output)) == (0, 8388608)
+    assert error.split()[0].decode() == hashlib.sha256(output).hexdigest()
 
 
 def test_one_that_has_not_the_focus_is_frozen_and_says_so(housed: Live) -> None:

@@ -211,6 +211,22 @@ async def test_damage_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert await code(held.freezer, "open", name="linda") is Code.CORRUPT
 
 
+async def test_a_table_that_cannot_be_read_at_the_end_holds_up_no_later_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as held:
+
+        def damaged(_: personas.Store) -> object:
+            raise Failure(Code.CORRUPT, "the partition of the personas: neither table is whole")
+
+        ticket = (await held.operator.call("beginInstall", {"bytes": len(LINDA)}))["ticket"]
+        await held.operator.call("chunk", {"ticket": ticket, "offset": 0, "data": LINDA})
+        with monkeypatch.context() as broken:
+            broken.setattr(personas.Store, "table", damaged)
+            assert await code(held.operator, "commit", ticket=ticket) is Code.CORRUPT
+        assert (await held.install(LINDA))["name"] == "linda"
+
+
 async def test_a_ground_without_a_partition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, monkeypatch, partition=False) as held:
         assert await code(held.operator, "personas") is Code.NOT_FOUND

@@ -361,6 +361,22 @@ async def test_there_are_no_more_rooms_than_slots(
             await netroom.connect(linda)
 
 
+async def test_a_room_that_is_remembered_only_keeps_no_other_out(
+    world: Net, linda: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(organ, "ROOMS_MAX", 1)
+    with trio.fail_after(DEADLINE_S):
+        async with serving(world) as netroom:
+            gone = named(linda, "gone")
+            assert host(await netroom.connect(gone)) != ""
+            await netroom.cut(gone)
+            # It ended, and nobody said so.
+            assert host(await netroom.connect(linda)) != ""
+            with pytest.raises(Failure) as full:
+                await netroom.connect(gone)
+            assert full.value.code is Code.FULL
+
+
 def named(one: Room, name: str) -> Room:
     """The same room under another name."""
     other = object.__new__(Room)

@@ -55,7 +55,7 @@ def session(wire: Wire, released: trio.Event) -> Session:
         return {"output": b"x", "error": b"", "ended": ""}
 
     spine = SimpleNamespace(name="operator", generation=7, schemas=port.schemas())
-    sessions = SimpleNamespace(exec=None, feed=None, drain=drain)
+    sessions = SimpleNamespace(exec=None, feed=None, drain=drain, hang_up=None)
     return Session(cast(Any, spine), cast(Any, sessions), wire)
 
 

@@ -215,7 +215,10 @@ class Round:
         self._open = still
 
     def finish(self) -> None:
-        """Give the focus to each room in turn: each wakes, is served, and what was begun in it ends."""
+        """Give the focus to each room in turn: each wakes, is served, and what was begun in it ends.
+
+        Then end all rooms: bay0 holds what it held before there was any.
+        """
         for name in NAMES:
             self._house.call("freezer.focus", persona=name)
             if self._house.focus() != name:
@@ -227,6 +230,9 @@ class Round:
                 self._drain()
                 if time.monotonic() > end:
                     self.wrong.append(f"a program of {name} does not end")
+        for name in NAMES:
+            self._house.call("freezer.stop", persona=name)
+        self._house.nothing_left()
 
 
 # How long a room's wish may take to begin to freeze it. It may also be refused: then the room goes on.
@@ -358,7 +364,7 @@ def campaign(
         for bug in BUGS:
             if bug.name not in evidence.caught:
                 after, said = notices(home, bug, evidence.seed, made)
-                first = said[0].splitlines()[0] if said else "MISSED"
+                first = said[0].partition(": {")[0] if said else "MISSED"
                 say(f"seeded bug, {bug.name}: {first}, after {after} hand-overs")
                 if not said:
                     return [f"the harness missed {bug.name}"]

@@ -224,6 +224,8 @@ class House:
             with self.spine.container.port() as port:
                 for name in NAMES:
                     send(port, made[name], name)
+            # What bay0 keeps for the freezer is among its own descriptors; there is no room yet.
+            self._held = self.held()
         except BaseException:
             self.spine.close()
             raise
@@ -328,6 +330,22 @@ class House:
             self.settle()
             if self.ends.violations:
                 return
+
+    def held(self) -> int:
+        """How many descriptors bay0 has."""
+        assert self.spine.bay0 is not None
+        return len(os.listdir(f"/proc/{self.spine.bay0.pid}/fd"))
+
+    def nothing_left(self) -> None:
+        """Without a room bay0 holds no more than before there was one. That it does is a violation."""
+        end = time.monotonic() + PATIENCE_S
+        while self.kernel.rooms() or self.held() > self._held:
+            if time.monotonic() > end:
+                self.ends.violations.append(
+                    f"left over: {self.kernel.rooms()}, and {self.held() - self._held} descriptors at bay0"
+                )
+                return
+            time.sleep(POLL_S)
 
     def serves(self) -> None:
         """The room that has the focus is entered, is heard, and has its network. That not is a violation."""

@@ -368,6 +368,32 @@ async def test_a_flood_waits_in_its_own_socket(tmp_path: Path) -> None:
                 assert await surplus.closed()
 
 
+@pytest.mark.proves("INV-UMB-3")
+async def test_who_does_not_read_its_answers_is_asked_for_no_more(tmp_path: Path) -> None:
+    async with spine(tmp_path) as held:
+        path = await open_room(held, "linda")
+        async with Persona(path, held.schemas) as persona:
+            number = 8_000
+            flood = b"".join(persona.framed("status") for _ in range(number))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(persona.send, flood)
+                room = held.links("linda")
+                await until(lambda: bool(room.connections))
+                (connection,) = room.connections
+                most, before = 0, -1
+                while room.requests != before:
+                    before = room.requests
+                    for _ in range(200):
+                        await trio.sleep(0.001)
+                        most = max(most, connection.unread_bytes)
+                one = len(held.umbilical.response.encode(wishes.refusal(0, "ok", "")))
+                assert most <= umbilical_organ.UNREAD_BYTES_MAX + (link.IN_FLIGHT_MAX + 1) * 2 * one
+                assert room.requests < number
+                # Nothing is lost by it: every request is answered when the answers are read.
+                ids = {(await persona.hear())["id"] for _ in range(number)}
+        assert ids == set(range(1, number + 1))
+
+
 async def test_a_half_sent_message_holds_up_nobody_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

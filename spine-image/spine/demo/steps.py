@@ -198,11 +198,11 @@ def _focus() -> Step:
             Command(
                 "./spine exec linda -- sh -c 'while :; do :; done </dev/null >/dev/null 2>&1 &'", went_well
             ),
-            Command("./spine status", linda_runs, shown="^(room|linda) "),
+            Command("./spine status", linda_runs, shown="^[* ] (room|linda) "),
             Command("./spine focus courier", went_well),
-            Command("./spine status", linda_stands, shown="^(room|linda) "),
+            Command("./spine status", linda_stands, shown="^[* ] (room|linda) "),
             Command(f"sleep {WATCHED_S}", went_well),
-            Command("./spine status", linda_stood, shown="^(room|linda) "),
+            Command("./spine status", linda_stood, shown="^[* ] (room|linda) "),
         ),
     )
 
@@ -358,7 +358,7 @@ def gate_restarted(seen: Seen, _facts: Facts) -> Verdict:
 
 def _spent(seen: Seen, state: str) -> tuple[str, int]:
     """(what is wrong, the processor time of linda in µs)."""
-    found = re.search(r"^linda +(\w+) +(\d+) µs ", seen.output, re.MULTILINE)
+    found = re.search(r"^[* ] linda +(\w+) +\d+ +(\d+) µs ", seen.output, re.MULTILINE)
     if found is None:
         return "there is no room of linda", 0
     if found[1] != state:

@@ -43,7 +43,7 @@ SLOTS = ("slot-a", "slot-b")
 
 # A machine's features that no container has: nobody checks the root's blocks, nothing counts boots, there is
 # no hardware to reset a stuck PID 1, and the screen and the crash store are the host's.
-NEVER_HERE = ("boot-loader", "dm-verity", "pstore", "screen", "watchdog")
+NEVER_HERE = ("boot-loader", "clock", "dm-verity", "pstore", "screen", "watchdog")
 
 
 class Container:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bus.envelope import Code
@@ -33,6 +34,8 @@ ESTIMATE_S = {"kvm": 5.0, "tcg": 25.0}
 # How long the persona that starts by itself may take to have the focus: integrity has read the disk, a room
 # is made, a hand-over done. Tried: half a minute on an emulated machine whose host is busy.
 FOCUS_S = 90.0
+# A reboot from elsewhere is waited for this long: no longer than an emulated one takes, thrice.
+SILENCE_S = 90.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -204,35 +207,83 @@ def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
 
 
 def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
-    with Lease(running) as lease:
-        persona = _focused(lease)
-        if persona:
-            progress.say(f"this is the console of {persona}; Ctrl-] leaves it, and all of it running")
-            if console.view(lease, persona, sys.stdin.fileno(), sys.stdout.fileno()) == "left":
+    """The console of whoever has the focus, and of the next one; the spine's own when none has one."""
+    try:
+        while persona := _heard(running, _focused, ""):
+            leave = "Ctrl-]" if os.isatty(sys.stdin.fileno()) else "ctrl-C"
+            progress.say(f"this is the console of {persona}; {leave} leaves it, and all of it running")
+            if _heard(running, _console_of(persona), "ended") == "left":
                 sys.stdout.write("\n")
-                progress.say(f"left running; next: ./spine status   ./spine exec   ./spine stop{suffix}")
-                return Exit.OK
-            progress.say(f"{persona} has no console any more")
-    return _watch(running, progress, suffix)
+                return _left(progress, suffix)
+            if running.alive():
+                progress.say(f"{persona} has no console any more")
+                time.sleep(LOOK_S)
+        return _watch(running, progress, suffix)
+    except KeyboardInterrupt:
+        return _left(progress, suffix)
+
+
+def _left(progress: Progress, suffix: str) -> int:
+    progress.say(f"left running; next: ./spine status   ./spine exec   ./spine stop{suffix}")
+    return Exit.OK
+
+
+def _console_of(persona: str) -> Callable[[Lease], str]:
+    return lambda lease: console.view(lease, persona, sys.stdin.fileno(), sys.stdout.fileno())
+
+
+def _heard(running: Machine | Container, ask: Callable[[Lease], str], ended: str) -> str:
+    """What the spine answers, however often parts of it start anew meanwhile; `ended` when it is no more."""
+    while True:
+        try:
+            with Lease(running) as lease:
+                return ask(lease)
+        except SpineError:
+            if not _back(running):
+                return ended
+
+
+def _back(running: Machine | Container) -> bool:
+    """Wait until the operator answers again; False: the spine has ended. SpineError when it stays silent."""
+    end = time.monotonic() + SILENCE_S
+    while True:
+        # Whoever shut it down did so a moment before we see that it is gone.
+        time.sleep(LOOK_S)
+        if not running.alive():
+            return False
+        try:
+            with running.port():
+                return True
+        except SpineError:
+            if time.monotonic() > end:
+                raise
 
 
 def _focused(lease: Lease) -> str:
-    """The persona with the focus, once those that start by themselves have started; empty: nobody has it."""
+    """The persona with the focus, once those that start by themselves have started.
+
+    Empty: nobody has it, or one that has no console.
+    """
     end = time.monotonic() + FOCUS_S
-    wanted: bool | None = None
-    focus = ""
-    while not focus and wanted is not False and time.monotonic() < end:
+    manifests: dict[str, dict[str, bool]] | None = None
+    while True:
         try:
-            if wanted is None:
-                personas = lease.port().call("integrity.personas")["personas"]
-                wanted = any(json.loads(row["manifest"])["autostart"] for row in _rows(personas))
-            focus = str(lease.port().call("freezer.rooms")["focus"])
+            if manifests is None:
+                rows = _rows(lease.port().call("integrity.personas")["personas"])
+                # One that is damaged on the disk has no manifest to show.
+                manifests = {row["name"]: json.loads(row["manifest"]) for row in rows if row["manifest"]}
+            if focus := str(lease.port().call("freezer.rooms")["focus"]):
+                # One that was removed while it runs may have a console; to ask for it tells.
+                return focus if manifests.get(focus, {}).get("console", True) else ""
+            if not any(manifest["autostart"] for manifest in manifests.values()):
+                return ""
         except PortFailure as failure:
             # Just after a boot integrity reads the whole disk, and an emulated one keeps it from answering.
             if failure.failure.code not in (Code.DEADLINE, Code.PEER_DIED):
                 raise
+        if time.monotonic() > end:
+            return ""
         time.sleep(LOOK_S)
-    return focus
 
 
 def _rows(value: object) -> list[dict[str, str]]:
@@ -241,19 +292,18 @@ def _rows(value: object) -> list[dict[str, str]]:
 
 
 def _watch(running: Machine | Container, progress: Progress, suffix: str) -> int:
-    progress.say("nobody has the focus; this shows the spine's own console. ctrl-C leaves it running")
-    progress.say(f"next, elsewhere: ./spine status   ./spine call   ./spine log   ./spine stop{suffix}")
     at = running.console.mark()
-    try:
-        while running.alive():
-            text = running.console.text(at)
-            at = running.console.mark()
-            sys.stderr.write(text)
-            sys.stderr.flush()
-            time.sleep(LOOK_S)
-    except KeyboardInterrupt:
-        progress.say(f"left running; ./spine stop{suffix} shuts it down")
-        return Exit.OK
+    if running.alive():
+        progress.say("no persona shows a console; this is the spine's own. ctrl-C leaves it running")
+        progress.say(
+            f"next, elsewhere: ./spine persona install linda   ./spine status   ./spine stop{suffix}"
+        )
+    while running.alive():
+        text = running.console.text(at)
+        at = running.console.mark()
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        time.sleep(LOOK_S)
     code = running.exit_code
     if code:
         raise BootError(

@@ -7,10 +7,10 @@ import argparse
 import json
 import sys
 
-from bus.envelope import Code
-from spine.errors import Exit, SpineError
+from spine.errors import Exit
 from spine.ground.attach import add_choice, attach
 from spine.ground.port import PortFailure
+from spine.room.refusals import told
 
 HELP = "give the focus to a persona; every other one stands still"
 
@@ -27,15 +27,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             port.call("freezer.focus", {"persona": args.persona})
         except PortFailure as failure:
-            if failure.failure.code is not Code.NOT_FOUND:
-                raise
-            raise SpineError(
-                f"{args.persona} has no room",
-                failure.failure.message,
-                f"./spine persona start {args.persona}",
-                Exit.NO_SUCH_THING,
-                failure.code,
-            ) from failure
+            raise told(args.persona, failure) from failure
     if args.json:
         sys.stdout.write(json.dumps({"focus": args.persona}) + "\n")
+    else:
+        sys.stdout.write(f"{args.persona} has the focus   (./spine exec {args.persona} -- COMMAND)\n")
     return Exit.OK
