@@ -147,8 +147,11 @@ async def test_two_releases_and_a_slot_that_rotted(paths: dict[str, Path]) -> No
 
 @pytest.mark.proves("INV-SLOT-9")
 @pytest.mark.parametrize("name", ["slot-a", "slot-b", "esp"])
-async def test_what_cannot_be_read_holds_up_nothing_else(paths: dict[str, Path], name: str) -> None:
-    rows = await surveyed(paths, {name: os.O_WRONLY})
+@pytest.mark.parametrize("mode", [os.O_WRONLY, os.O_PATH])  # the second does not even tell its size
+async def test_what_cannot_be_read_holds_up_nothing_else(
+    paths: dict[str, Path], mode: int, name: str
+) -> None:
+    rows = await surveyed(paths, {name: mode})
     assert rows.pop(name)["verdict"] == "unreadable"
     assert {row["verdict"] for row in rows.values()} == {"verified"}
     rest = {other: path for other, path in paths.items() if other != name}
