@@ -206,8 +206,7 @@ def test_a_builder_killed_in_the_making_leaves_nothing(house: Household, image: 
         house.freezer.end()
         os.close(device)
         house.remove(home)
-        until_gone(folder)
-        # What the dead one had answered is nobody's.
+        # What the dead one had answered is nobody's. A listener in it keeps the room's files and the device.
         house.freezer.ours.setblocking(False)
         try:
             while True:
@@ -215,6 +214,7 @@ def test_a_builder_killed_in_the_making_leaves_nothing(house: Household, image: 
                     os.close(fd)
         except BlockingIOError:
             house.freezer.ours.settimeout(30)
+        until_gone(folder)
         house.freezer.start()
         assert made.name
 

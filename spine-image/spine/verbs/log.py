@@ -8,9 +8,11 @@ import argparse
 import json
 import sys
 
+from bus.envelope import Code
 from spine.errors import Exit, SpineError
 from spine.ground import state
 from spine.ground.attach import add_choice, attach
+from spine.ground.port import PortFailure
 from spine.ground.stages import plain
 
 HELP = "the log of an organ, or the console"
@@ -49,7 +51,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _organ(args: argparse.Namespace) -> bytes:
     with attach(args.ground).port() as port:
-        text = port.call("operator.log", {"organ": args.organ, "bytes": args.bytes})["text"]
+        try:
+            text = port.call("operator.log", {"organ": args.organ, "bytes": args.bytes})["text"]
+        except PortFailure as failure:
+            if failure.failure.code is not Code.NOT_FOUND:
+                raise
+            raise SpineError(
+                f"there is no organ {args.organ}",
+                failure.why,
+                f"./spine status; ./spine persona log {args.organ}   (of a persona)",
+                Exit.NO_SUCH_THING,
+                failure.code,
+            ) from failure
     assert isinstance(text, bytes)
     return text
 
