@@ -48,7 +48,7 @@ BLOCK_DEVICES: Final = frozenset(
 DEVICES: Final = BLOCK_DEVICES | frozenset(layout.PORT_NAMES)
 MODES: Final = frozenset({"ro", "rw", "rw+ro"})
 FILE_SYSTEMS: Final = frozenset({"ext4"})
-ASKS: Final = frozenset({"reboot", "poweroff", "probe", "keep"})
+ASKS: Final = frozenset({"reboot", "poweroff", "probe", "keep", "time"})
 TOLD: Final = frozenset({"healthy"})
 # Network namespaces that bay0 makes at boot and keeps for as long as it lives.
 NETWORKS: Final = frozenset({layout.PARKING})
@@ -65,11 +65,11 @@ CAPABILITIES: Final = (
     *("BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"),
 )
 # Each of these opens every socket of the bus, whatever its mode, or becomes somebody else. An organ that
-# speaks on the bus and holds one of them makes the switchboard worthless.
+# speaks on the bus and holds one of them makes the switchboard worthless. The clock is bay0's alone.
 CAPABILITIES_NEVER: Final = frozenset(
     {"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "SETUID", "SETGID", "SETPCAP", "SYS_ADMIN"}
-    | {"SYS_MODULE", "SYS_RAWIO", "SYS_PTRACE", "SYS_BOOT", "MKNOD", "SETFCAP"}
-)
+    | {"SYS_MODULE", "SYS_RAWIO", "SYS_PTRACE", "SYS_BOOT", "SYS_TIME", "MKNOD", "SETFCAP"}
+)  # INV-TIME-1
 # A process without the bus makes rooms, and may hold what that takes. Nothing makes a room by loading code
 # into the kernel, by its ports, or by ending the machine.
 CAPABILITIES_NEVER_ALONE: Final = frozenset({"SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "SYS_TIME", "MAC_ADMIN"})

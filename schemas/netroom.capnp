@@ -32,6 +32,7 @@ interface Netroom @0xb7d4e09a3c58f162 {
     $callers(["freezer"]) $deadlineMs(10000) $idempotent $fd;
   # Gives a room the network. With it come five descriptors of the room: its network namespace, a rtnetlink socket,
   # a netfilter socket, a UDP socket bound to port 68, all three made inside it, and its resolv.conf, to write.
+  # By the UDP socket the network is asked for the time as well, which bay0 is told; see organs/netroom/clock.py.
   # `inbound` are the TCP ports that its filter opens. The filter is in place before the link is up.
   # `address` is the room's address with its prefix length and `router` the way out. Both are empty where there is
   # no interface, or no answer yet; netroom goes on trying while the room is connected. Asked again for the same

@@ -46,4 +46,8 @@ interface Operator @0xdb90e6a4257f1c83 $hostPort {
     $callers(["host"]) $deadlineMs(10000);
   # What the program wrote since the last time, after `waitMs` at the latest. `ended` is empty while it runs and
   # while there is more; then `exit N`, `signal N` or `unknown`, and the session is over.
+
+  hangUp @8 (session :UInt64) -> ()
+    $callers(["host"]) $deadlineMs(5000) $idempotent;
+  # Ends the session, and with it the program. Nothing happens when there is no such session any more.
 }

@@ -36,6 +36,7 @@ PURE_STDLIB = {
     "struct",
 }
 PURE = (
+    "organs/bay0/clock.py",
     "organs/bay0/restart.py",
     "organs/builder/furnishing.py",
     "organs/builder/verdict.py",
@@ -51,6 +52,8 @@ PURE = (
     "organs/netroom/dhcp.py",
     "organs/netroom/lease.py",
     "organs/netroom/plan.py",
+    "organs/netroom/proposal.py",
+    "organs/netroom/sntp.py",
     "organs/freezer/focus.py",
     "organs/freezer/policy.py",
     "organs/operator/lines.py",

@@ -22,12 +22,12 @@ from types import TracebackType
 from typing import Final, NoReturn
 
 from organs import layout
-from organs.bay0 import control, ground, lasting, pace, rings, screen, state, stop, switchboard
+from organs.bay0 import clock, control, ground, lasting, pace, rings, screen, state, stop, switchboard
 from organs.bay0.child import Child
 from organs.bay0.children import Children, Panic, send
 from organs.bay0.loop import Loop, Signals, now_ms
 from organs.bay0.report import Report, end_in_panic
-from organs.kernel import blocks, cgroups, mounts, power
+from organs.kernel import blocks, cgroups, mounts, power, realtime
 from organs.manifest import Manifest, load
 
 POWER_OFF, REBOOT = "poweroff", "reboot"
@@ -41,6 +41,8 @@ WATCHDOG_FEED_MS: Final = 5000
 # A wait that no event needs: bounds what one lost wake-up could cost.
 TURN_MS_MAX: Final = 60_000
 ENTROPY_BYTES: Final = 32
+# What is answered where the clock is another system's.
+NO_CLOCK: Final[Mapping[str, object]] = {"error": "missing: clock"}
 
 
 class Bay0:
@@ -77,6 +79,8 @@ class Bay0:
         self._all_ready_ms: int | None = None
         self._ready = self._healthy = False
         self._stop: tuple[str, stop.State] | None = None
+        self._clock = clock.Clock()
+        self._clock_refusals: set[clock.Why] = set()
         self._watchdog: power.Watchdog | None = None
         self._watchdog_left_ms = 0
         self._loop.add(self._signals.fd, self._on_signals)
@@ -184,9 +188,28 @@ class Bay0:
                     self._report.say(f"{child.name}: {label} is not kept: {why}")
             case control.Drop(label):
                 child.drop(label)
+            case control.Time(booted_ms):
+                send(child, self._on_time(booted_ms))
             case control.Refused(reason):
                 self._report.say(f"{child.name}: refused: {reason}")
                 send(child, {"error": reason})
+
+    def _on_time(self, booted_ms: int) -> Mapping[str, object]:
+        """Set the clock to what a network says, as far as it may. Each refusal is said once until one may."""
+        if self._ground.kind != ground.MACHINE:  # INV-TIME-1
+            return NO_CLOCK
+        now = clock.Now(realtime.wall_ms(), realtime.since_boot_ms())
+        self._clock, what = clock.decide(self._clock, self._release.built_ms, booted_ms, now)
+        if isinstance(what, clock.Why):
+            if what not in self._clock_refusals:
+                self._clock_refusals.add(what)
+                self._report.say(f"clock: not set: {what.value}")
+            return {"error": what.value}
+        self._clock_refusals.clear()
+        if what.by_ms:
+            realtime.move(what.by_ms)
+            self._report.say(f"clock: moved by {what.by_ms} ms, as the network says")
+        return {"ok": {"movedMs": what.by_ms}}
 
     # The end
 
@@ -247,6 +270,9 @@ def boot(report: Report) -> Bay0:
     log_group = _make_folders(manifest)
     report.keep(rings.Ring(layout.LOGS, "bay0", log_group))
     report.stage("bay0")
+    if machine and (set_ms := clock.at_boot(realtime.wall_ms(), release.built_ms)) is not None:
+        realtime.set_to(set_ms)
+        report.say("clock: set to when the image was made: the machine has no clock, or a wrong one")
     # Keys and generations of the whole boot come from this pool: wait until it is full.
     os.getrandom(ENTROPY_BYTES)
     report.stage("entropy")

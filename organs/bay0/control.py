@@ -21,6 +21,9 @@ PROBES: Final = frozenset({"kill", "pss", "write-root", "process"})
 BAY0: Final = "bay0"
 # What an organ may leave with bay0 for its next incarnation. The label says to it what the descriptor is.
 KEEP, DROP = "keep", "drop"
+# The one word about the clock, and the furthest future that fits every clock in milliseconds.
+TIME: Final = "time"
+BOOTED_MS_MAX: Final = 1 << 48
 LABEL: Final = re.compile(r"[a-z][a-z0-9.@-]{0,47}")
 # SIGKILL, SIGSTOP, SIGCONT: an organ that crashes, hangs, comes back.
 SIGNALS: Final = frozenset({9, 19, 18})
@@ -57,6 +60,13 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Time:
+    """A network says that the machine booted then, in milliseconds since 1970."""
+
+    booted_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Not a thing this organ may ask, and why."""
 
@@ -65,7 +75,7 @@ class Refused:
 
 def decode(
     datagram: bytes, asks: Collection[str], children: Collection[str], *, development: bool
-) -> Power | Probe | Keep | Drop | Refused:
+) -> Power | Probe | Keep | Drop | Time | Refused:
     """What an organ with the granted words `asks` wants."""
     try:
         message: object = json.loads(datagram)
@@ -77,6 +87,8 @@ def decode(
         return Power(word) if word in asks else Refused(f"{word} is not granted")  # INV-REAP-4
     if word in (KEEP, DROP):
         return _kept(word, message.get("label"), asks)
+    if word == TIME:
+        return _time(message.get("bootedMs"), asks)
     if word not in PROBES:
         return Refused("there is no such word")
     if not development or "probe" not in asks:
@@ -99,6 +111,14 @@ def _kept(word: str, label: object, asks: Collection[str]) -> Keep | Drop | Refu
     if not isinstance(label, str) or not LABEL.fullmatch(label):
         return Refused("the label must be 1 to 48 lower case letters, digits and .@-")
     return Keep(label) if word == KEEP else Drop(label)
+
+
+def _time(booted_ms: object, asks: Collection[str]) -> Time | Refused:
+    if TIME not in asks:
+        return Refused("time is not granted")  # INV-REAP-4
+    if type(booted_ms) is not int or not 0 <= booted_ms <= BOOTED_MS_MAX:
+        return Refused("bootedMs must be milliseconds since 1970")
+    return Time(booted_ms)
 
 
 def encode(message: Mapping[str, object]) -> bytes:

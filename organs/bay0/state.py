@@ -28,11 +28,12 @@ class ChildFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Which image this is."""
+    """Which image this is. `built_ms`: what it was made of is from then, in milliseconds since 1970."""
 
     name: str
     version: str
     image: str
+    built_ms: int
 
     @property
     def development(self) -> bool:
@@ -102,4 +103,9 @@ def read_release(path: str) -> Release:
     """The release file of the image. Raises OSError, ValueError, KeyError."""
     with open(path, encoding="utf-8") as file:
         facts = json.load(file)
-    return Release(name=str(facts["name"]), version=str(facts["version"]), image=str(facts["image"]))
+    return Release(
+        name=str(facts["name"]),
+        version=str(facts["version"]),
+        image=str(facts["image"]),
+        built_ms=int(facts["built"]) * 1000,
+    )

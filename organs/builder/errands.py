@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -89,6 +90,7 @@ class _Errand:
 @dataclass(frozen=True, slots=True)
 class _Command:
     status: int
+    pid: int
 
 
 class Errands:
@@ -98,6 +100,8 @@ class Errands:
         self._own = own
         self._under_way: dict[int, _Errand] = {}
         self._running: dict[int, _Command] = {}
+        # The commands whose ends somebody may still hear, by the pipe for it.
+        self._heard: dict[int, int] = {}
 
     @property
     def under_way(self) -> int:
@@ -110,9 +114,22 @@ class Errands:
         starting = sum(errand.status is not None for errand in self._under_way.values())
         return len(self._running) + starting
 
-    def watched(self) -> Mapping[int, object]:
-        """Descriptors that become readable when there is something to do."""
-        return self._under_way | self._running
+    def watched(self) -> Mapping[int, int]:
+        """Descriptors to poll, and for what. A pipe without a reader is an error, which is never masked."""
+        return dict.fromkeys((*self._under_way, *self._running), select.POLLIN) | dict.fromkeys(
+            self._heard, 0
+        )
+
+    def hung_up(self, ready: int) -> bool:
+        """Whether this was the pipe of a command: nobody can hear of its end any more, so it ends now.
+
+        Closes nothing; what is watched besides stays what it is.
+        """
+        pidfd = self._heard.pop(ready, None)
+        if pidfd is None:
+            return False
+        processes.kill_session(self._running[pidfd].pid, pidfd)  # INV-ROOM-11
+        return True
 
     def start(
         self, request: Long, fds: tuple[int, ...], work: Work, *, status: int | None, sibling: bool
@@ -138,6 +155,7 @@ class Errands:
     def settle(self, ready: int) -> tuple[Answer, list[int]] | None:
         """A watched descriptor is readable: the answer that is due, with its descriptors, or None."""
         if (command := self._running.pop(ready, None)) is not None:
+            self._heard.pop(command.status, None)
             _tell(command.status, _ending(ready))
             os.close(ready)
             return None
@@ -149,7 +167,9 @@ class Errands:
         errand.line.close()
         if isinstance(answer, Started) and errand.status is not None and len(fds) == 1:
             # The one descriptor is the command's own; it is not the freezer's.
-            self._running[fds.pop()] = _Command(errand.status)
+            pidfd = fds.pop()
+            self._running[pidfd] = _Command(errand.status, answer.pid)
+            self._heard[errand.status] = pidfd
         elif errand.status is not None:
             os.close(errand.status)
         return answer, fds

@@ -345,9 +345,11 @@ def main(place: Place, homes: str = cgroups.path(layout.ROOMS)) -> None:
     while True:
         place.beat()
         readable = select.poll()
-        for fd in (line.fileno(), *builder.errands.watched()):
-            readable.register(fd, select.POLLIN)
-        for fd, event in readable.poll(place.heartbeat_ms):
+        for fd, events in {line.fileno(): select.POLLIN, **builder.errands.watched()}.items():
+            readable.register(fd, events)
+        found = readable.poll(place.heartbeat_ms)
+        # First what closes nothing: a number that was closed may be another descriptor's a moment later.
+        for fd, event in [each for each in found if not builder.errands.hung_up(each[0])]:
             if fd != line.fileno():
                 settle(line, builder, fd)
             elif not hear(line, builder) and event & select.POLLHUP:

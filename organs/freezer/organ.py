@@ -470,8 +470,9 @@ class Freezer:
         try:
             return {"pid": await self._hands.exec(str(params["persona"]), argv, call.fds)}
         except OSError as error:
-            why = f"{params['persona']}: unable to start {argv[0][:64]}: {error}"
-            raise Failure(Code.REFUSED, why) from None
+            raise Failure(
+                Code.REFUSED, f"{params['persona']}: unable to start {argv[0][:64]}: {error}"
+            ) from None
 
     async def console(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         """What a room wrote."""

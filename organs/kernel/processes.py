@@ -7,6 +7,7 @@ Fails: KernelError from clone3; what is gone already is not an error to kill.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -90,6 +91,16 @@ def kill(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return
+
+
+def kill_session(pid: int, pidfd: int) -> None:
+    """End a process and what it started in its own process group. It must be a child that was not reaped yet.
+
+    Both: until it has a group of its own there is none of that number.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    kill(pidfd, signal.SIGKILL)
 
 
 def pss_kb(pid: int) -> int:

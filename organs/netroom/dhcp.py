@@ -29,12 +29,14 @@ ETHERNET, MAC_BYTES = 1, 6
 # Answer to all: a socket without an address hears only what goes to all.
 BROADCAST_FLAG: Final = 0x8000
 # RFC 2132, by number.
-PAD, MASK, ROUTER, NAME_SERVER, END = 0, 1, 3, 6, 255
+PAD, MASK, ROUTER, NAME_SERVER, TIME_SERVER, END = 0, 1, 3, 6, 42, 255
 REQUESTED_ADDRESS, LEASE_S, MESSAGE_TYPE, SERVER, WANTED = 50, 51, 53, 54, 55
 RENEWAL_S, REBINDING_S, CLIENT = 58, 59, 61
 
 # The C library asks no more of them.
 NAME_SERVERS_MAX: Final = 3
+# More do not make a majority any surer.
+TIME_SERVERS_MAX: Final = 4
 # A shorter lease would be renewed all the time; a server that offers one is not taken up on it.
 LEASE_S_MIN: Final = 10
 # A longer one is renewed as if it were this: what moved meanwhile is noticed within half of it.
@@ -66,6 +68,7 @@ class Lease:
     interface: IPv4Interface
     router: IPv4Address | None
     name_servers: tuple[IPv4Address, ...]
+    time_servers: tuple[IPv4Address, ...]
     server: IPv4Address
     renew_s: int
     rebind_s: int
@@ -102,7 +105,7 @@ def encode(question: Question, mac: bytes) -> bytes:
         options += bytes([REQUESTED_ADDRESS, 4]) + question.wanted.packed
     if question.server is not None:
         options += bytes([SERVER, 4]) + question.server.packed
-    options += bytes([WANTED, 3, MASK, ROUTER, NAME_SERVER, END])
+    options += bytes([WANTED, 4, MASK, ROUTER, NAME_SERVER, TIME_SERVER, END])
     own = question.own.packed if question.own is not None else bytes(4)
     # Whoever has the address is answered at it.
     flags = 0 if question.own is not None else BROADCAST_FLAG
@@ -179,6 +182,7 @@ def _lease(yours: IPv4Address, server: IPv4Address | None, options: dict[int, by
     mask = _number(options, MASK, 4)
     routers = [address for address in _addresses(options, ROUTER) if _is_host(address) and address != yours]
     names = [address for address in _addresses(options, NAME_SERVER) if _is_host(address)]
+    times = [a for a in _addresses(options, TIME_SERVER) if _is_host(a) and a != yours]
     if server is None or seconds is None or seconds < LEASE_S_MIN or not _is_host(yours):
         return None
     # A network that does not say how large it is has one address: all others are behind the router.
@@ -196,6 +200,7 @@ def _lease(yours: IPv4Address, server: IPv4Address | None, options: dict[int, by
         interface=interface,
         router=routers[0] if routers else None,
         name_servers=tuple(names[:NAME_SERVERS_MAX]),
+        time_servers=tuple(times[:TIME_SERVERS_MAX]),
         server=server,
         renew_s=renew,
         rebind_s=rebind,

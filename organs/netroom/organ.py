@@ -3,12 +3,13 @@
 At its start, and whenever a link appears, it moves all links but loopback into the parking namespace, which
 bay0 keeps for as long as it lives. A room that is connected gets a filter, then a link of its own above a
 parked one, then an address by DHCP. What belongs where is decided in `plan.py`, what passes in `closed.py`,
-what is said to a DHCP server in `lease.py`.
+what is said to a DHCP server in `lease.py`. The network is also asked what time it is (`clock.py`), and bay0
+is told what it says.
 
 Touches: links, addresses, routes, filters: in its own namespace, which is the spine's, in the parking and in
 rooms, through sockets that it was handed; the UDP socket and the resolv.conf of a connected room.
 Never: takes a link up in the spine's namespace, opens a socket of another family, enters a namespace (it may
-not: that takes powers it does not hold), keeps a lease on disk.
+not: that takes powers it does not hold), keeps a lease on disk, sets the clock.
 Fails: a link that the kernel cannot move stays, down, and `links` says so. What the kernel refuses in a room
 is that room's: the call is refused, or tried again later. Any other refusal ends the process, for then it
 cannot keep its promise; too many such ends are a panic. A new incarnation begins with every link down:
@@ -38,8 +39,10 @@ from bus.wire import Interface, Schemas
 from organs import layout
 from organs.kernel import datagrams, netlink, network, nftables
 from organs.kernel.netlink import Link
-from organs.netroom import closed, dhcp, lease
+from organs.netroom import closed, dhcp, lease, sntp
+from organs.netroom.clock import Clock
 from organs.netroom.plan import Down, Nic, Park, Place, Step, Up, carrier, plan, wanted
+from organs.netroom.wire import send
 
 # The link vanished, or its name was taken, between the look and the step: look again.
 CHANGED: Final = frozenset({errno.ENODEV, errno.EEXIST})
@@ -64,11 +67,11 @@ AGAIN_S: Final = 2.0
 LOOK_S: Final = 5.0
 # What waits in a socket before the first question: no more than its queue holds.
 QUEUED_MAX: Final = 4096
-# A server, or the way to it, may be away for a while; that is one question without an answer.
-UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOBUFS})
 # After an answer that was not for us, or that said nothing new. A flood of them costs this organ nothing.
 PACE_S: Final = 0.01
 CONNECT_FDS, CUT_FDS = 5, 2
+# What bay0 answers where the clock is another system's.
+NO_CLOCK: Final = "missing: clock"
 
 
 class Call(Protocol):
@@ -79,6 +82,7 @@ class Call(Protocol):
 
 
 Handler = Callable[[Call, Mapping[str, object]], Awaitable[dict[str, object]]]
+Request = Callable[[Mapping[str, object]], Awaitable[dict[str, object]]]
 
 
 class Spine(Protocol):
@@ -91,6 +95,8 @@ class Spine(Protocol):
     def schemas(self) -> Schemas: ...
 
     async def serve(self, handlers: Mapping[str, Handler], events: Events) -> None: ...
+
+    async def request(self, message: Mapping[str, object]) -> dict[str, object]: ...
 
 
 class Netroom:
@@ -249,8 +255,12 @@ class Room:
 class Rooms:
     """Which rooms have the network, and the address each had last."""
 
-    def __init__(self, netroom: Netroom, nursery: trio.Nursery, interface: Interface) -> None:
-        self._netroom, self._nursery = netroom, nursery
+    def __init__(
+        self, netroom: Netroom, nursery: trio.Nursery, interface: Interface, request: Request
+    ) -> None:
+        self._netroom, self._nursery, self._request = netroom, nursery, request
+        # The task is not the room's: what was heard is true also when the room is cut meanwhile.
+        self._clock = Clock(lambda booted_ms: nursery.start_soon(self._propose, booted_ms))
         self.events = Events(interface, self.present)
         self._rooms: dict[str, Room] = {}
         # By room; in memory only, so that nothing of a network is found on a disk.
@@ -395,7 +405,8 @@ class Rooms:
                         case lease.Wait(seconds):
                             due = trio.current_time() + seconds
                         case lease.Send(question, to):
-                            await send(client, link, dhcp.encode(question, link.mac), to)
+                            asked = dhcp.encode(question, link.mac)
+                            await send(client, link, asked, to, closed.DHCP_SERVER_PORT)
                         case lease.Configure(held):
                             self._configure(room, link, held)
                         case lease.Deconfigure():
@@ -409,8 +420,9 @@ class Rooms:
     async def _next(self, room: Room, client: trio.socket.SocketType, link: Link, due: float) -> lease.Event:
         """An answer, or the end of the wait. Raises OSError when the link is lost."""
         while (now := trio.current_time()) < due:
-            with trio.move_on_at(min(due, now + LOOK_S)):
-                return lease.Heard(await hear(client, link), fresh())
+            ask_s = LOOK_S if room.held is None else await self._clock.ask(client, link)
+            with trio.move_on_at(min(due, now + LOOK_S, now + ask_s)):
+                return lease.Heard(await hear(client, link, self._clock), fresh())
             if not any(other.index == link.index for other in room.inside.links()):
                 raise OSError(errno.ENODEV, "the link is gone")
         return lease.Elapsed(fresh())
@@ -422,9 +434,17 @@ class Rooms:
         if room.held != held:
             write_whole(room.resolv, dhcp.resolv_conf(held))
         room.held = held
+        self._clock.network(held)
         self._remembered[room.name] = held.interface.ip
         room.settled.set()
         self.events.emit("connected", **told(room))
+
+    async def _propose(self, booted_ms: int) -> None:
+        """Tell bay0 what the network says. Raises TimeoutError when PID 1 does not answer."""
+        answer = await self._request({"ask": "time", "bootedMs": booted_ms})
+        if answer.get("error") == NO_CLOCK:
+            say("there is no clock to set here: no server is asked any more")
+            self._clock.stop()
 
     def _deconfigure(self, room: Room, link: Link) -> None:
         room.inside.drop_addresses(LINK, link.index)
@@ -480,28 +500,25 @@ def forget_queued(client: socket.socket) -> None:
             client.recv(1)
 
 
-async def send(client: trio.socket.SocketType, link: Link, datagram: bytes, to: IPv4Address | None) -> None:
-    """One datagram to one server or to all, by this link. Raises OSError when the link is lost."""
-    target = ("255.255.255.255" if to is None else str(to), closed.DHCP_SERVER_PORT)
-    try:
-        await client.sendmsg([datagram], datagrams.going_out(link.index), 0, target)
-    except OSError as error:
-        if error.errno not in UNREACHABLE:
-            raise
+async def hear(client: trio.socket.SocketType, link: Link, clock: Clock) -> dhcp.Reply:
+    """The next answer of a DHCP server to this link's hardware address. Raises OSError.
 
-
-async def hear(client: trio.socket.SocketType, link: Link) -> dhcp.Reply:
-    """The next answer of a server to this link's hardware address. Raises OSError."""
+    What time servers answer meanwhile is the clock's.
+    """
     while True:
         datagram, ancillary, _, sender = await client.recvmsg(
             dhcp.REPLY_BYTES_MAX + 1, datagrams.ANCILLARY_BYTES
         )
-        by_server = isinstance(sender, tuple) and sender[1] == closed.DHCP_SERVER_PORT
-        if by_server and datagrams.came_in(ancillary) == link.index:
-            with suppress(dhcp.Garbled):
-                reply = dhcp.decode(datagram)
-                if reply.mac == link.mac:
-                    return reply
+        if isinstance(sender, tuple) and datagrams.came_in(ancillary) == link.index:
+            host, port = sender[:2]
+            if port == closed.DHCP_SERVER_PORT:
+                with suppress(dhcp.Garbled):
+                    reply = dhcp.decode(datagram)
+                    if reply.mac == link.mac:
+                        return reply
+            elif port == sntp.SERVER_PORT and clock.hear(IPv4Address(host), datagram):
+                # As many as were asked, and each is the worse the longer it lies.
+                continue
         await trio.sleep(PACE_S)
 
 
@@ -541,6 +558,6 @@ async def live(spine: Spine, here: netlink.Namespace, changes: socket.socket) ->
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(netroom.watch, changes)
-        rooms = Rooms(netroom, nursery, spine.schemas.interfaces["netroom"])
+        rooms = Rooms(netroom, nursery, spine.schemas.interfaces["netroom"], spine.request)
         handlers = {"links": links, "connect": rooms.connect, "cut": rooms.cut, "forget": rooms.forget}
         await spine.serve(handlers, rooms.events)

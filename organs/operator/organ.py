@@ -105,6 +105,7 @@ class Session:
     def __init__(self, spine: Spine, sessions: Sessions, stream: Stream) -> None:
         self._spine = spine
         self._stream = stream
+        self._splitter = Splitter()
         self._writing = trio.Lock()
         self._slots = trio.Semaphore(CALLS_MAX)
         self._own: dict[str, Callable[[dict[str, object]], Awaitable[dict[str, object]]]] = {
@@ -116,19 +117,21 @@ class Session:
             "exec": sessions.exec,
             "feed": sessions.feed,
             "drain": sessions.drain,
+            "hangUp": sessions.hang_up,
         }
         self._taps: set[str] = set()
         self._nursery: trio.Nursery | None = None
 
-    async def run(self) -> None:
-        """Until the client has gone or stops reading."""
-        splitter = Splitter()
+    async def run(self, calls: trio.Nursery | None = None) -> None:
+        """Until the client has gone or stops reading. Its calls end with it, unless they run in `calls`."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             while data := await self._stream.read():
-                for line in splitter.feed(data):
+                for line in self._splitter.feed(data):
                     await self._slots.acquire()
-                    nursery.start_soon(self._line, line)
+                    (calls or nursery).start_soon(self._line, line)
+            self._nursery = None
+            self._taps.clear()
             nursery.cancel_scope.cancel()
 
     async def _line(self, line: bytes | Oversized) -> None:
@@ -231,7 +234,8 @@ class Session:
 
     async def _tap(self, _params: dict[str, object]) -> dict[str, object]:
         """From now until this client goes, every record of every organ is an EVENT to it."""
-        assert self._nursery is not None
+        if self._nursery is None:
+            raise Failure(Code.STALE, "the client has gone")
         for name in self._spine.schemas.interfaces:
             if name not in self._taps:
                 self._taps.add(name)
@@ -278,14 +282,17 @@ async def _listen(spine: Spine, sessions: Sessions, fd: int) -> None:
 
 
 async def _device(spine: Spine, sessions: Sessions, fd: int) -> None:
-    stream = DeviceStream(fd)
+    # One for all clients: the end of the last one is told beside the stream, and may be heard when the first
+    # call of the next one has been read already. That call must not end with the client before.
+    session = Session(spine, sessions, DeviceStream(fd))
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     with trio.open_signal_receiver(signal.SIGIO) as changes:
-        while True:
-            await Session(spine, sessions, stream).run()
-            with trio.move_on_after(CLOSED_POLL_S):
-                await changes.__anext__()
+        async with trio.open_nursery() as calls:
+            while True:
+                await session.run(calls)
+                with trio.move_on_after(CLOSED_POLL_S):
+                    await changes.__anext__()
 
 
 async def _port(spine: Spine, sessions: Sessions, fd: int) -> None:

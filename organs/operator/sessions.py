@@ -3,7 +3,7 @@
 The program gets pipes; here are their other ends. What it writes waits here until it is drained, a bounded
 amount: then the pipe fills and the program waits, as it would for any slow reader.
 Touches: pipes of its own; the freezer, which has the program started.
-Never: looks at a byte, keeps a session that nobody drains, keeps a program alive: it ends with its room.
+Never: looks at a byte, keeps a session that nobody drains. A program ends with its session, or with its room.
 Fails: with Failure. A program whose end nobody can tell any more has ended `unknown`.
 """
 
@@ -212,6 +212,13 @@ class Sessions:
         if answer["ended"]:
             session.scope.cancel()
         return answer
+
+    async def hang_up(self, params: Mapping[str, object]) -> dict[str, object]:
+        """Nobody wants to hear any more: the builder ends a program whose end nobody hears."""
+        session = self._sessions.get(int(str(params["session"])))
+        if session is not None:
+            session.scope.cancel()
+        return {}
 
 
 def _pipes() -> tuple[list[int], list[int]]:

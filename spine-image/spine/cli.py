@@ -24,7 +24,10 @@ from spine.errors import Exit, SpineError
 
 VERBS_DIRECTORY = Path(__file__).resolve().parent / "verbs"
 # The order in help: the way a person meets them. Verbs not named here follow by name.
-VERBS_FIRST = ("boot", "status", "persona", "call", "log", "reboot", "stop", "doctor", "build", "test")
+VERBS_FIRST = (
+    *("demo", "boot", "status", "persona", "focus", "exec", "call", "log", "reboot", "powercut", "stop"),
+    *("doctor", "build", "test"),
+)
 # A reader that went away (`./spine log | head`) ends us as SIGPIPE would: 128 + 13.
 EXIT_BROKEN_PIPE = 141
 

@@ -185,7 +185,7 @@ def lay_extra(extra: Path, manifest: str, pairs: list[list[str]], fds: list[list
     (library / "manifest.toml").write_text(manifest)
     (library / "switchboard.json").write_text(json.dumps({"pairs": pairs, "fds": fds}))
     (library / "release.json").write_text(
-        json.dumps({"name": "Alpine-Spine", "version": "0.1.0", "image": image})
+        json.dumps({"name": "Alpine-Spine", "version": "0.1.0", "image": image, "built": 1767225600})
     )
     program = extra / "bin/bay0"
     program.parent.mkdir()

@@ -20,6 +20,7 @@ import pytest
 
 from organs import layout
 from organs.bay0.zygote import OWN_CAPABILITIES
+from organs.kernel import realtime
 from organs.manifest import CAPABILITIES
 from tests.bay0.spine import (
     GATE,
@@ -88,6 +89,20 @@ def test_the_whole_life(tmp_path: Path, disks: dict[str, str]) -> None:
         command = ["tune2fs", "-l", disks["persist"]]
         facts = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert re.search(r"Filesystem state: +clean", facts)
+
+
+@pytest.mark.proves("INV-TIME-1")
+def test_in_a_container_the_clock_is_the_host_s(tmp_path: Path) -> None:
+    """A proposal that a machine would take: a minute on. It is answered with what is missing."""
+    asking = OPERATOR.replace('"probe"]', '"probe", "time"]')
+    with running(tmp_path, asking, ALPHA) as spine:
+        spine.wait_ready("operator")
+        before_ms = realtime.wall_ms() - realtime.since_boot_ms()
+        wanted_ms = before_ms + 60_000
+        assert spine.ask(ask="time", bootedMs=wanted_ms) == {"error": "missing: clock"}
+        assert spine.ask(ask="time", bootedMs=-1) == {"error": "bootedMs must be milliseconds since 1970"}
+        # Nobody moved it by what was asked; that somebody else corrects it meanwhile is none of ours.
+        assert wanted_ms - (realtime.wall_ms() - realtime.since_boot_ms()) > 30_000
 
 
 @pytest.mark.proves("INV-PRIV-1")
@@ -322,6 +337,21 @@ def test_a_flooding_log_stays_bounded_and_hurts_nobody(tmp_path: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o750
         assert folder.stat().st_gid == 2003
         assert generation(spine, "flood") == 1
+
+
+@pytest.mark.proves("INV-STATE-2")
+def test_rooms_end_with_the_spine_frozen_or_not(tmp_path: Path) -> None:
+    keeper = stanza("alpha", 2101, 'subtree = "rooms"')
+    with running(tmp_path, keeper) as spine, subprocess.Popen(["sleep", "1000"]) as child:
+        spine.wait_ready("alpha")
+        room = spine.cgroup / "rooms/linda"
+        room.mkdir()
+        (room / "cgroup.freeze").write_text("1")
+        (room / "cgroup.procs").write_text(str(child.pid))
+        os.kill(spine.pid, signal.SIGTERM)
+        assert spine.end() == layout.EXIT_POWER_OFF
+        # It is not of bay0's pid namespace: nothing but its cgroup ended it.
+        assert child.wait(timeout=30) == -signal.SIGKILL
 
 
 def test_an_organ_that_does_not_end_is_killed(tmp_path: Path) -> None:

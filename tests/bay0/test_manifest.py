@@ -76,6 +76,14 @@ def test_the_real_manifest_without_development() -> None:
     ]
 
 
+@pytest.mark.proves("INV-TIME-1")
+def test_no_stanza_may_set_the_clock_and_one_may_ask() -> None:
+    for never in (manifest.CAPABILITIES_NEVER, manifest.CAPABILITIES_NEVER_ALONE):
+        assert "SYS_TIME" in never
+    asking = [o.name for o in load(str(REAL)).organs.values() if o.control and "time" in o.control.asks]
+    assert asking == ["netroom"]
+
+
 def test_no_organ_may_hold_what_opens_every_socket() -> None:
     assert set(manifest.CAPABILITIES) > manifest.CAPABILITIES_NEVER
     assert len(set(manifest.CAPABILITIES)) == len(manifest.CAPABILITIES) == 41

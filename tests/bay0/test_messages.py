@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from organs.bay0 import control, ground, request, switchboard
-from organs.bay0.control import Drop, Keep, Power, Probe, Refused
+from organs.bay0.control import Drop, Keep, Power, Probe, Refused, Time
 from organs.manifest import ASKS
 
 NONSENSE = st.recursive(
@@ -21,12 +21,13 @@ NONSENSE = st.recursive(
 
 @pytest.mark.proves("INV-REAP-4")
 @pytest.mark.parametrize(
-    "granted", [set(c) for n in range(5) for c in itertools.combinations(sorted(ASKS), n)]
+    "granted", [set(c) for n in range(len(ASKS) + 1) for c in itertools.combinations(sorted(ASKS), n)]
 )
 @pytest.mark.parametrize("development", [True, False])
 def test_an_organ_gets_what_its_stanza_grants(granted: set[str], development: bool) -> None:
-    for word in ("reboot", "poweroff", "keep", "drop", *sorted(control.PROBES), "halt", ""):
-        datagram = json.dumps({"ask": word, "name": "gate", "signal": 9, "label": "a"}).encode()
+    for word in ("reboot", "poweroff", "keep", "drop", "time", *sorted(control.PROBES), "halt", ""):
+        asked = {"ask": word, "name": "gate", "signal": 9, "label": "a", "bootedMs": 5}
+        datagram = json.dumps(asked).encode()
         answer = control.decode(datagram, granted, ["zygote", "gate"], development=development)
         if word in ("reboot", "poweroff"):
             assert isinstance(answer, Power) == (word in granted)
@@ -34,6 +35,8 @@ def test_an_organ_gets_what_its_stanza_grants(granted: set[str], development: bo
             assert isinstance(answer, Probe) == (development and "probe" in granted)
         elif word in ("keep", "drop"):
             assert isinstance(answer, Keep | Drop) == ("keep" in granted)
+        elif word == "time":
+            assert answer == Time(5) if "time" in granted else isinstance(answer, Refused)
         else:
             assert isinstance(answer, Refused)
 
@@ -50,6 +53,12 @@ def test_an_organ_gets_what_its_stanza_grants(granted: set[str], development: bo
         ({"ask": "keep", "label": ""}, "the label"),
         ({"ask": "drop", "label": "a" * 49}, "the label"),
         ({"ask": "keep", "label": "../a"}, "the label"),
+        ({"ask": "time"}, "bootedMs must be"),
+        ({"ask": "time", "bootedMs": -1}, "bootedMs must be"),
+        ({"ask": "time", "bootedMs": 1.5}, "bootedMs must be"),
+        ({"ask": "time", "bootedMs": True}, "bootedMs must be"),
+        ({"ask": "time", "bootedMs": "5"}, "bootedMs must be"),
+        ({"ask": "time", "bootedMs": control.BOOTED_MS_MAX + 1}, "bootedMs must be"),
         ({"ask": ["reboot"]}, "not {"),
         ([], "not {"),
     ],

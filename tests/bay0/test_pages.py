@@ -12,7 +12,7 @@ from organs.bay0 import screen, state
 from organs.bay0.ground import Ground
 from organs.bay0.state import ChildFacts, Release
 
-RELEASE = Release(name="Alpine-Spine", version="0.1.0", image="production")
+RELEASE = Release(name="Alpine-Spine", version="0.1.0", image="production", built_ms=0)
 MACHINE = Ground(
     kind="machine", devices={}, port_fd=None, missing=(), slot="a", root_hash="5e" * 32, verified=True
 )

@@ -372,3 +372,29 @@ def test_descriptors_that_cannot_be_meant_are_refused(house: Household, image: P
     os.close(device)
     house.release(made)
     (home / "below").rmdir()
+
+
+@pytest.mark.proves("INV-ROOM-11")
+def test_a_command_whose_end_nobody_hears_ends(house: Household, image: Path) -> None:
+    room = house.begun(image, "linda")
+    null = os.open("/dev/null", os.O_RDWR)
+    ends, pids = [], []
+    for _ in range(2):
+        status, telling = os.pipe()
+        answer = house.start(room, "sh", "-c", "sleep 1000; :", standard=(null,) * 3, status=telling)
+        assert isinstance(answer, Started)
+        os.close(telling)
+        ends.append(status)
+        pids.append(answer.pid)
+    within("both have their child", lambda: len(room.pids()) == 5)
+    room.freeze(True)
+    os.close(ends[0])
+    # Also in a room that stands still; its child is in its process group.
+    within("one has ended", lambda: len(room.pids()) == 3)
+    assert {room.pid, pids[1]} <= set(room.pids())
+    # Nobody who hears is ended by it, and the builder goes on.
+    room.freeze(False)
+    assert house.run(room, "sh", "-c", "exit 3").ending == "exit 3"
+    os.kill(pids[1], signal.SIGTERM)
+    assert whole(ends[1]) == "signal 15\n"
+    os.close(null)

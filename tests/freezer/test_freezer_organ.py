@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,8 +53,8 @@ def root() -> Iterator[Path]:
 
 
 def spin(cgroup: Path, processes: int = 1) -> list[int]:
-    """Processes that never rest, in a cgroup."""
-    pids = []
+    """Processes that never rest, all of them in a cgroup when this returns."""
+    pids: list[int] = []
     for _ in range(processes):
         pid = os.fork()
         if pid == 0:
@@ -64,6 +65,11 @@ def spin(cgroup: Path, processes: int = 1) -> list[int]:
             finally:
                 os._exit(1)
         pids.append(pid)
+    # One that moved itself into a frozen cgroup says nothing more, so its arrival is looked for.
+    end = time.monotonic() + PATIENCE_S
+    while not set(map(str, pids)) <= set((cgroup / "cgroup.procs").read_text().split()):
+        assert time.monotonic() < end
+        time.sleep(0.0005)
     return pids
 
 
@@ -118,9 +124,6 @@ class House:
         self.building.append(room)
         await self.may_build.wait()
         spin(self.root / room, 3)
-        # A process that moved itself here froze at once: it says nothing more, so its arrival is looked for.
-        while len((self.root / room / "cgroup.procs").read_text().split()) < 3:
-            await trio.sleep(0)
 
     def stands(self, name: str) -> bool:
         """Whether the room is confirmed frozen."""

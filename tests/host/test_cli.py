@@ -44,6 +44,12 @@ def test_a_wrong_option_is_three_lines_or_an_object(name: str, capsys: pytest.Ca
     assert seen.err == ""
 
 
+def test_what_only_a_machine_has_is_refused_for_a_container(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--log-writes", "--no-restart"):
+        assert cli.main(["boot", "--container", option]) == Exit.USAGE
+        assert "are for the machine" in capsys.readouterr().err
+
+
 def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == Exit.OK
     shown = capsys.readouterr().out

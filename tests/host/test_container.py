@@ -220,6 +220,14 @@ def test_a_keeper_that_dies_takes_all_along(container: Container, parts: Path) -
 
 
 @pytest.mark.proves("INV-HOST-3")
+def test_without_a_gate_there_is_nothing_to_cut(container: Container, parts: Path) -> None:
+    start(container, parts)
+    with pytest.raises(SpineError) as refused:
+        container.power_cut()
+    assert refused.value.exit_code == Exit.REFUSED
+    assert container.alive()
+
+
 def test_a_start_that_fails_leaves_nothing(container: Container, parts: Path, tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"no filesystem" * 400)
     # Whether it ends before or after it was seen running is a matter of chance.

@@ -24,6 +24,7 @@ class Room:
         self._step = step
         self._child: subprocess.Popen[bytes] | None = None
         self.lost = False
+        self.hung_up = False
 
     def port(self) -> Room:
         return self
@@ -39,6 +40,11 @@ class Room:
                 os.set_blocking(stream.fileno(), False)
             return {"session": 1}
         assert self._child is not None
+        if name == "operator.hangUp":
+            self.hung_up = True
+            self._child.kill()
+            self._child.wait()
+            return {}
         if self.lost:
             self._child.kill()
             self._child.wait()
@@ -82,8 +88,9 @@ def run(room: Room, tmp_path: Path, data: bytes, *argv: str) -> tuple[int, bytes
         open(tmp_path / "out", "wb") as output,
         open(tmp_path / "err", "wb") as error,
     ):
-        streams = (source.fileno(), output.fileno(), error.fileno())
-        code = program.run(cast(Lease, room), "linda", argv, streams)
+        sinks = program.into(output.fileno()), program.into(error.fileno())
+        ended = program.run(cast(Lease, room), "linda", argv, source.fileno(), *sinks)
+    code = program.exit_code(ended, argv[0])
     return code, (tmp_path / "out").read_bytes(), (tmp_path / "err").read_bytes()
 
 
@@ -110,3 +117,20 @@ def test_an_end_that_nobody_knows_is_no_exit_code(tmp_path: Path) -> None:
     with pytest.raises(SpineError, match="how sleep ended is not known") as told:
         run(room, tmp_path, b"", "sleep", "100")
     assert "operator was restarted" in told.value.why
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, BrokenPipeError])
+def test_what_ends_us_ends_the_program(end: type[BaseException]) -> None:
+    def gone(_data: bytes) -> None:
+        raise end
+
+    room = Room(100)
+    with open(os.devnull, "rb") as source, pytest.raises(end):
+        program.run(cast(Lease, room), "linda", ("sh", "-c", "echo; sleep 100"), source.fileno(), gone, gone)
+    assert room.hung_up
+
+
+def test_a_program_that_ended_is_not_hung_up(tmp_path: Path) -> None:
+    room = Room(100)
+    assert run(room, tmp_path, b"", "true")[0] == 0
+    assert not room.hung_up

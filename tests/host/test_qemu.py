@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spine.errors import Exit, SpineError
-from spine.ground import accel, picture, qemu, state
+from spine.ground import accel, picture, powercut, qemu, state
 from spine.ground.console import BootError, Silent
 from spine.ground.qemu import Machine, Plan
 from spine.ground.qmp import QmpError
@@ -143,6 +143,29 @@ def test_one_life_of_a_machine(machine: Machine, disk: Path, tmp_path: Path) -> 
     assert machine.exit_code == 0
     assert not sockets.exists()
     assert Machine.attach(machine.directory) is None
+
+
+@pytest.mark.machine
+@pytest.mark.proves("INV-HOST-4")
+def test_a_machine_without_a_log_cannot_be_cut(machine: Machine, disk: Path) -> None:
+    machine.start(disk, extra=FROZEN)
+    with pytest.raises(SpineError) as refused:
+        machine.power_cut()
+    assert refused.value.exit_code == Exit.REFUSED
+    assert "--log-writes" in refused.value.fix
+    assert machine.alive()
+
+
+@pytest.mark.machine
+def test_a_cut_leaves_the_disk_as_it_was_before_what_nobody_flushed(machine: Machine, disk: Path) -> None:
+    before = disk.read_bytes()
+    machine.start(disk, logged=True, extra=FROZEN)
+    assert powercut.logged(machine.directory)
+    lost = machine.power_cut()
+    assert not machine.alive()
+    assert not powercut.logged(machine.directory)
+    # Nothing boots from an empty disk, so nothing was written.
+    assert (lost, disk.read_bytes()) == (powercut.Lost(0, 0, 0), before)
 
 
 def is_recorded(machine: Machine) -> bool:

@@ -49,9 +49,51 @@ SLOTS = {
     ],
 }
 
+ROOMS = {
+    "rooms": [
+        {
+            "name": "courier",
+            "state": "running",
+            "cpuUsec": 1_234_567,
+            "blocker": "",
+            "version": 2,
+            "store": "courier@0123456789abcdef",
+            "network": "connected 10.0.2.15/24",
+        },
+        {
+            "name": "linda",
+            "state": "stuck",
+            "cpuUsec": 0,
+            "blocker": "77 uninterruptible sleep",
+            "version": 1,
+            "store": "linda@0123456789abcdef",
+            "network": "none",
+        },
+    ],
+    "focus": "courier",
+}
+PERSONAS = {
+    "personas": [
+        {
+            "name": "painter",
+            "version": 4,
+            "keyId": "ab" * 8,
+            "offset": 4096,
+            "length": 900,
+            "manifest": b"{}",
+        },
+        {"name": "linda", "version": 1, "keyId": "ab" * 8, "offset": 8192, "length": 901, "manifest": b"{}"},
+        {"name": "broken", "version": 1, "keyId": "ab" * 8, "offset": 0, "length": 902, "manifest": b""},
+    ]
+}
+
+
+def whole() -> dict[str, object]:
+    return status.document(GROUND, TOLD, SLOTS, ROOMS, PERSONAS)
+
 
 def test_the_contract() -> None:
-    found = status.document(GROUND, TOLD, SLOTS)
+    found = whole()
     assert json.loads(json.dumps(found)) == found
     assert found["ground"] == {
         "kind": "machine",
@@ -84,14 +126,41 @@ def test_the_contract() -> None:
         "slot-b": {"name": "slot-b", "verdict": "verified", "detail": "", "differs": [], "how": "direct"},
         "esp": {"name": "esp", "verdict": "pending", "detail": "", "differs": [], "how": ""},
     }
-    assert found["rooms"] == {}
+    assert found["focus"] == "courier"
+    assert found["rooms"] == {
+        "courier": {
+            "state": "running",
+            "focus": True,
+            "version": 2,
+            "cpuUsec": 1234567,
+            "network": "connected",
+            "address": "10.0.2.15/24",
+            "store": "courier@0123456789abcdef",
+            "blocker": None,
+        },
+        "linda": {
+            "state": "stuck",
+            "focus": False,
+            "version": 1,
+            "cpuUsec": 0,
+            "network": "none",
+            "address": None,
+            "store": "linda@0123456789abcdef",
+            "blocker": "77 uninterruptible sleep",
+        },
+    }
+    assert found["personas"] == {
+        "broken": {"version": 1, "keyId": "ab" * 8, "bytes": 902, "damaged": True},
+        "linda": {"version": 1, "keyId": "ab" * 8, "bytes": 901, "damaged": False},
+        "painter": {"version": 4, "keyId": "ab" * 8, "bytes": 900, "damaged": False},
+    }
     assert found["network"] == {"interfaces": ["lo"], "addresses": []}
     assert found["pssKb"] == {"bay0": 9000, "zygote": 8000}
     assert found["memory"] == {"totalKiB": 24000}
 
 
 def test_the_page_says_the_same() -> None:
-    shown = status.page(status.document(GROUND, TOLD, SLOTS))
+    shown = status.page(whole())
     for word in (
         "machine (tcg)",
         "process 1234",
@@ -106,14 +175,39 @@ def test_the_page_says_the_same() -> None:
         "esp       pending\n",
         "9000 KiB",
         "24000 KiB",
+        "* courier         running          2      1234567 µs  connected 10.0.2.15/24\n",
+        "  linda           stuck            1            0 µs  none\n"
+        "    held up by process 77 uninterruptible sleep\n",
+        "* courier has the focus\n",
+        "  painter         installed, version 4, no room   (./spine persona start painter)\n",
+        "  broken          installed, DAMAGED, no room",
     ):
         assert word in shown
+    assert "linda           installed" not in shown
 
 
-def test_an_integrity_that_does_not_answer_leaves_the_rest() -> None:
-    found = status.document(GROUND, TOLD, None)
+def test_nobody_with_the_focus_and_nobody_at_all_say_what_to_do() -> None:
+    found = status.document(GROUND, TOLD, SLOTS, {**ROOMS, "focus": ""}, PERSONAS)
+    assert found["focus"] is None
+    shown = status.page(found)
+    assert "nobody has the focus   (./spine focus NAME)" in shown
+    assert "*" not in shown
+    empty = status.document(GROUND, TOLD, SLOTS, {"rooms": [], "focus": ""}, {"personas": []})
+    assert (empty["focus"], empty["rooms"], empty["personas"]) == (None, {}, {})
+    assert "no persona is installed   (./spine persona install linda)" in status.page(empty)
+
+
+def test_an_organ_that_does_not_answer_leaves_the_rest() -> None:
+    found = status.document(GROUND, TOLD, None, ROOMS, None)
     assert found["checked"] == {}
-    assert "slot-a" not in status.page(found)
+    assert found["personas"] is None
+    shown = status.page(found)
+    assert "slot-a" not in shown
+    assert "* courier has the focus\npersonas  not known" in shown
+    found = status.document(GROUND, TOLD, SLOTS, None, PERSONAS)
+    assert (found["focus"], found["rooms"]) == (None, None)
+    shown = status.page(found)
+    assert "rooms     not known: the freezer does not answer\n" in shown
 
 
 junk = st.recursive(
@@ -123,17 +217,19 @@ junk = st.recursive(
 
 @given(data=st.data(), item=junk)
 def test_other_answers_are_refused_or_read(data: st.DataObject, item: object) -> None:
-    told = copy.deepcopy({**TOLD, "slots": SLOTS})
+    told = copy.deepcopy({**TOLD, "slots": SLOTS, "rooms": ROOMS, "personas": PERSONAS})
     at: object = told
-    while isinstance(at, dict):
-        key = data.draw(st.sampled_from(sorted(at)))
-        if not isinstance(at[key], dict) or data.draw(st.booleans()):
+    while isinstance(at, dict | list):
+        key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
+        if not at[key] or not isinstance(at[key], dict | list) or data.draw(st.booleans()):
             at[key] = item
             break
         at = at[key]
     try:
-        slots = told.pop("slots")
-        json.dumps(status.document(GROUND, told, slots))  # type: ignore[arg-type]  # junk is the point
+        parts = [told.pop(name) for name in ("slots", "rooms", "personas")]
+        found = status.document(GROUND, told, *parts)  # type: ignore[arg-type]  # junk is the point
+        json.dumps(found)
+        status.page(found)
     except (KeyError, TypeError, AttributeError, ValueError):
         return
 
@@ -141,4 +237,6 @@ def test_other_answers_are_refused_or_read(data: st.DataObject, item: object) ->
 def test_a_missing_part_is_told() -> None:
     for key in TOLD:
         with pytest.raises(KeyError):
-            status.document(GROUND, {name: part for name, part in TOLD.items() if name != key}, SLOTS)
+            status.document(
+                GROUND, {name: part for name, part in TOLD.items() if name != key}, SLOTS, ROOMS, PERSONAS
+            )

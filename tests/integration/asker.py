@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Protocol
 
+from organs import layout
 from organs.builder import protocol
 from organs.builder.protocol import (
     Answer,
@@ -39,6 +40,7 @@ DEADLINE_S = 60.0
 IMAGE = ""
 ROOMS = "/sys/fs/cgroup/rooms"
 RANGE = 5
+YEAR_S = 365 * 86400
 
 
 class Place(Protocol):
@@ -49,6 +51,8 @@ class Place(Protocol):
 
     @property
     def fds(self) -> Mapping[str, int]: ...
+
+    async def request(self, message: Mapping[str, object]) -> dict[str, object]: ...
 
 
 def tell(fact: str, value: object) -> None:
@@ -68,6 +72,29 @@ def ask(line: socket.socket, request: Request, *fds: int) -> tuple[Answer, list[
             return answer, made
         for fd in made:
             os.close(fd)
+
+
+async def ask_time(spine: Place) -> None:
+    """bay0 hears proposals of the time, and the clock of the machine does what it answers."""
+    with open(layout.RELEASE, encoding="utf-8") as file:
+        built_s = json.load(file)["built"]
+
+    def boot_s() -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    # The machine came up in another century: since bay0 began the clock runs from the build.
+    tell("the clock of the boot is the build", 0 <= time.time() - built_s < boot_s())
+    answers = {}
+    for name, after_s in {
+        "before the build": -3600 - boot_s(),
+        "decades on": 21 * YEAR_S,
+        "years on": 3 * YEAR_S,
+        "at once again": 3 * YEAR_S + 60,
+    }.items():
+        asked = {"ask": "time", "bootedMs": int((built_s + after_s) * 1000)}
+        answers[name] = str((await spine.request(asked)).get("error", "moved"))
+    tell("proposals", answers)
+    tell("the clock follows", abs(time.time() - boot_s() - built_s - 3 * YEAR_S) < 1)
 
 
 def persona() -> tuple[bytes, bytes, str]:

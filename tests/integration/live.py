@@ -27,10 +27,10 @@ def within(what: str, look: Callable[[], object], limit_s: float = PATIENCE_S) -
         time.sleep(POLL_S)
 
 
-def spine(*words: str, code: int = 0, stdin: bytes | None = None) -> bytes:
+def spine(*words: str, code: int = 0, stdin: bytes | None = None, limit_s: float = 900) -> bytes:
     """Run ./spine as a person does; its standard output. Asserts the exit code."""
     done = subprocess.run(
-        [paths.ROOT / "spine", *words], capture_output=True, input=stdin, check=False, timeout=900
+        [paths.ROOT / "spine", *words], capture_output=True, input=stdin, check=False, timeout=limit_s
     )
     said = (done.stdout + done.stderr).decode(errors="replace")
     assert done.returncode == code, f"./spine {' '.join(words)}: {done.returncode}\n{said}"

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from bus.envelope import Code
+from organs.bay0 import clock
 from organs.manifest import load
 from spine import paths
-from spine.ground import accel, gpt
+from spine.ground import accel, gpt, powercut
 from spine.ground.disk import sparse_copy
 from spine.ground.port import PortFailure
 from spine.ground.qemu import Machine
@@ -31,7 +32,6 @@ from tests.fire.offenders import offence_named
 from tests.fire.rig import development
 from tests.integration.boots import Boot
 from tests.integration.live import Live, within
-from tests.powercut import blklog
 
 pytestmark = pytest.mark.machine
 
@@ -42,12 +42,15 @@ UKI = re.compile(r"spine-([ab])\+(\d)-(\d)\.efi")
 GATE_STORE = "organs/gate/store.py"
 FREEZER = "organs/freezer/organ.py"
 MANIFEST = "organs/manifest.toml"
+# Long before any image: a machine whose battery is empty.
+WRONG_CLOCK = "2001-01-01"
 # The freezer as it is, and `asker.py` in a thread of it.
 ASKING = """
 
 async def main(spine: Spine) -> None:
     import threading
 
+    await ask_time(spine)
     threading.Thread(target=ask_builder, args=(spine,), daemon=True).start()
     await freeze(spine)
 """
@@ -156,14 +159,14 @@ def cut_after_a_put(
     disk = copy_of(image, tmp_path)
     log = tmp_path / "writes.log"
     log.touch()
-    live = power_on(boots[0], disk, blockdevs=blklog.blockdevs(disk, log))
+    live = power_on(boots[0], disk, blockdevs=powercut.blockdevs(disk, log))
     live.call("gate.put", persona="linda", key=b"greeting", value=b"hello")
-    acknowledged = len(blklog.read(log))
+    acknowledged = len(powercut.read(log))
     live.ground.kill()
-    entries = blklog.read(log)
+    entries = powercut.read(log)
     cut = random.Random(0).randint(acknowledged, min(acknowledged + 2, len(entries)))
     after = tmp_path / "after.img"
-    blklog.replay(base, log, cut, after)
+    powercut.replay(base, log, cut, after)
     again = power_on(boots[1], after)
     try:
         value = again.call("gate.get", persona="linda", key=b"greeting")["value"]
@@ -199,7 +202,9 @@ def test_the_power_cut_catches_a_gate_that_skips_its_flush(
 @pytest.mark.proves("INV-BUILD-5")
 @pytest.mark.proves("INV-NET-1")
 @pytest.mark.proves("INV-ROOM-1")
-def test_the_builder_checks_blocks_and_makes_a_room_and_a_card_is_parked(
+@pytest.mark.proves("INV-TIME-1")
+@pytest.mark.proves("INV-TIME-2")
+def test_the_builder_checks_blocks_and_makes_a_room_and_a_card_is_parked_and_the_clock_is_set(
     report: Mapping[str, object], tmp_path: Path, power_on: PowerOn
 ) -> None:
     assert report["version"]
@@ -208,13 +213,17 @@ def test_the_builder_checks_blocks_and_makes_a_room_and_a_card_is_parked(
     assert asking != freezer
     asker = (Path(__file__).parent / "asker.py").read_text().split('"""', 2)[2]
     asking += asker.replace('IMAGE = ""', f'IMAGE = "{persona(tmp_path)}"') + ASKING
-    # It writes the personas it asks for, which the freezer itself may not.
+    # It writes the personas it asks for, and proposes the time; the freezer itself may neither.
     manifest = (paths.ROOT / MANIFEST).read_text()
-    writing = manifest.replace('"files-read", "cgroups"]', '"files-read", "files-write", "cgroups"]')
-    assert writing != manifest
+    for old, new in (
+        ('"files-read", "cgroups"]', '"files-read", "files-write", "cgroups"]'),
+        ('asks = ["keep"]', 'asks = ["keep", "time"]'),
+    ):
+        assert manifest.count(old) == 1
+        manifest = manifest.replace(old, new)
     out = tmp_path / "out"
-    build(out, replace={FREEZER: asking.encode(), MANIFEST: writing.encode()}, progress=Progress())
-    live = power_on(Boot.BUILDER, out / "spine.img")
+    build(out, replace={FREEZER: asking.encode(), MANIFEST: manifest.encode()}, progress=Progress())
+    live = power_on(Boot.BUILDER, out / "spine.img", extra=("-rtc", f"base={WRONG_CLOCK}"))
     facts: dict[str, object] = {}
 
     def told(fact: str) -> bool:
@@ -232,6 +241,17 @@ def test_the_builder_checks_blocks_and_makes_a_room_and_a_card_is_parked(
     generations = {key for key in facts if key.startswith("ran for ")}
     assert len(generations) == 2
     assert all(facts.pop(key) == ["Started", "exit 7\n"] for key in generations)
+    assert facts.pop("the clock of the boot is the build") is True
+    assert facts.pop("the clock follows") is True
+    assert facts.pop("proposals") == {
+        "before the build": clock.Why.EARLY.value,
+        "decades on": clock.Why.LATE.value,
+        "years on": "moved",
+        "at once again": clock.Why.SOON.value,
+    }
+    said_by_bay0 = live.call("operator.log", organ="bay0", bytes=16384)["text"]
+    assert isinstance(said_by_bay0, bytes)
+    assert said_by_bay0.count(b"clock: ") == 5
     assert facts == {
         "room": ["listener", "netns", "route", "console"],
         "born": ["populated", "1", "frozen", "1"],

@@ -41,7 +41,8 @@ def test_status_follows_its_contract(live: Live) -> None:
         assert organ["pssKb"] > 1000
     parts = [organ["pssKb"] for organ in status["organs"].values()] + list(status["pssKb"].values())
     assert status["memory"]["totalKiB"] == sum(parts)
-    assert status["rooms"] == {}
+    assert (status["focus"], status["rooms"]) == (None, {})
+    assert isinstance(status["personas"], dict)
     assert list(status["checked"]) == ["slot-a", "slot-b", "esp"]
     for checked in status["checked"].values():
         assert set(checked) == {"name", "verdict", "detail", "differs", "how"}

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from spine import paths
-from spine.ground import accel, gpt, state
+from spine.ground import accel, gpt, powercut, state
 from spine.ground.disk import sparse_copy
 from spine.ground.qemu import Machine
 from tests.integration.boots import Boot
 from tests.integration.live import Live, within
-from tests.powercut import blklog
 from tests.rooms import inside, writes
 from tests.rooms.inside import ALPHA, ATTACK, BETA, NOISE, Rooms, request
 
@@ -64,17 +63,17 @@ def test_every_write_falls_in_persist_or_in_an_act_of_integrity(
     how, _ = accel.choose("auto")
     with contextlib.ExitStack() as stack:
         stack.callback(machine.kill)
-        machine.start(disk, accel=how, blockdevs=blklog.blockdevs(disk, log))
+        machine.start(disk, accel=how, blockdevs=powercut.blockdevs(disk, log))
         machine.wait_ready()
         live = Live("machine", machine)
         rooms = stack.enter_context(inside.two_rooms("machine", tmp_path))
         within("healthy", lambda: live.boot_facts()["healthy"] is True)
-        begun = len(blklog.read(log))
+        begun = len(powercut.read(log))
         for round_ in range(3):
             for name in (ALPHA, BETA):
                 storm(rooms, name, round_)
-        ended = len(blklog.read(log))
-        entries = blklog.read(log)
+        ended = len(powercut.read(log))
+        entries = powercut.read(log)
         table = gpt.read(disk)
         stormed = writes.places(entries[begun:ended], table)
         assert stormed["persist"] > PUTS

@@ -3,7 +3,8 @@
 Run in the namespace that is the spine's, with descriptors of the parking, of a rtnetlink socket in it, and of
 a room as connect takes them. Drops and confines itself as the manifest says, then runs the organ's own
 `main`, connects the room, cuts it, connects it again, and prints one JSON line for each. With `--powerless`
-in front it drops all capabilities.
+in front it drops all capabilities; with `--time` it goes on until it has proposed what time it is, and prints
+that.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Given:
 class Standing:
     """The runtime, with somebody who calls."""
 
-    def __init__(self, schemas: Schemas, parking: int, route: int, room: list[int]) -> None:
-        self.schemas = schemas
+    def __init__(self, schemas: Schemas, parking: int, route: int, room: list[int], *, timed: bool) -> None:
+        self.schemas, self._timed = schemas, timed
+        self._proposed = trio.Event()
         self.fds = {"netns:parking": parking, "netlink:parking": route}
         self._room = room
 
@@ -52,13 +54,21 @@ class Standing:
             except Failure as failure:
                 answer = failure.code.name
             print(json.dumps(answer), flush=True)
+        if self._timed:
+            await self._proposed.wait()
         os._exit(0)
+
+    async def request(self, message: Mapping[str, object]) -> dict[str, object]:
+        """As bay0 answers where it has no clock."""
+        print(json.dumps(message), flush=True)
+        self._proposed.set()
+        return {"error": organ.NO_CLOCK}
 
 
 def main(words: list[str]) -> None:
     """Drop, confine, serve."""
-    powerless = words[0] == "--powerless"
-    parking, route, *room = map(int, words[powerless:])
+    powerless, timed = words[0] == "--powerless", words[0] == "--time"
+    parking, route, *room = map(int, words[powerless or timed :])
     # What the zygote has loaded and imported before it forks.
     schemas = own_schemas()
     trio.run(trio.sleep, 0)
@@ -66,7 +76,7 @@ def main(words: list[str]) -> None:
     privileges.limit(STANZA.nofile_max)
     privileges.drop(STANZA.uid, STANZA.gid, {CAPABILITIES.index(name) for name in held})
     seccomp.confine(STANZA.syscalls)
-    trio.run(organ.main, Standing(schemas, parking, route, room))
+    trio.run(organ.main, Standing(schemas, parking, route, room, timed=timed))
 
 
 if __name__ == "__main__":

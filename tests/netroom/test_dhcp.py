@@ -59,7 +59,7 @@ def test_a_question_byte_for_byte() -> None:
         + MAC
         + b"\x32\x04\x0a\x00\x00\x05"
         + b"\x36\x04\x0a\x00\x00\x01"
-        + b"\x37\x03\x01\x03\x06\xff"
+        + b"\x37\x04\x01\x03\x06\x2a\xff"
     ).ljust(300, b"\0")
 
 
@@ -97,6 +97,7 @@ def test_a_good_answer() -> None:
             interface=IPv4Interface("10.0.0.5/24"),
             router=SERVER,
             name_servers=(IPv4Address("10.0.0.2"), IPv4Address("10.0.0.3")),
+            time_servers=(),
             server=SERVER,
             renew_s=1800,
             rebind_s=3150,
@@ -156,6 +157,13 @@ def test_what_may_be_missing_and_what_is_cut() -> None:
     many = lease_of(o6=b"".join(bytes([10, 0, 0, n]) for n in range(1, 9)))
     assert many is not None
     assert len(many.name_servers) == dhcp.NAME_SERVERS_MAX
+    clocks = lease_of(o42=b"".join(bytes([10, 0, 0, n]) for n in range(1, 9)))
+    assert clocks is not None
+    # 10.0.0.5 is the room's own.
+    assert clocks.time_servers == tuple(IPv4Address(f"10.0.0.{n}") for n in (1, 2, 3, 4))
+    nobody = lease_of(o42=bytes([127, 0, 0, 1, 10, 0, 0, 5, 224, 0, 1, 1, 0, 0, 0, 0, 255, 255, 255, 255]))
+    assert nobody is not None
+    assert nobody.time_servers == ()
     own = lease_of(o3=bytes([127, 0, 0, 1, 10, 0, 0, 5, 10, 0, 0, 9]))
     assert own is not None
     assert own.router == IPv4Address("10.0.0.9")

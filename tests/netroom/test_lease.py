@@ -32,7 +32,9 @@ FRESH = (1, 2)
 
 
 def leased(address: IPv4Address, server: IPv4Address, seconds: int = 240) -> Lease:
-    return Lease(IPv4Interface(f"{address}/24"), server, (), server, seconds // 2, seconds * 7 // 8, seconds)
+    return Lease(
+        IPv4Interface(f"{address}/24"), server, (), (), server, seconds // 2, seconds * 7 // 8, seconds
+    )
 
 
 LEASES = [leased(address, server) for address in (MINE, OTHER) for server in (ONE, TWO)]

@@ -107,6 +107,10 @@ class Standing:
         self.serving.set()
         await trio.sleep_forever()
 
+    async def request(self, message: Mapping[str, object]) -> dict[str, object]:
+        """No room is connected, so bay0 is not asked."""
+        raise AssertionError(message)
+
 
 @pytest.mark.proves("INV-NET-1")
 async def test_what_comes_later_is_parked(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,12 +248,20 @@ class Serving:
         self.handlers: Mapping[str, organ.Handler] = {}
         self.events: Events | None = None
         self.serving = trio.Event()
+        self.asked: list[Mapping[str, object]] = []
+        """What bay0 was asked, and what it answers."""
+        self.answer: dict[str, object] = {"ok": {"movedMs": 0}}
 
     async def serve(self, handlers: Mapping[str, organ.Handler], events: Events) -> None:
         """Never returns."""
         self.handlers, self.events = handlers, events
         self.serving.set()
         await trio.sleep_forever()
+
+    async def request(self, message: Mapping[str, object]) -> dict[str, object]:
+        """Ask bay0."""
+        self.asked.append(message)
+        return self.answer
 
     def told(self) -> dict[str, str]:
         """The connected rooms and their addresses, as the freezer hears them."""

@@ -168,6 +168,22 @@ async def test_what_cannot_be_started_leaves_nothing() -> None:
         assert open_fds() == before
 
 
+async def test_a_session_that_was_hung_up_is_gone_and_its_pipes_with_it() -> None:
+    async with running() as (held, starter):
+        before = open_fds()
+        number = await started(held, "cat")
+        assert await held.hang_up({"session": number}) == {}
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        # Its input has ended, and so does it.
+        assert await trio.to_thread.run_sync(starter.programs[0].wait) == 0
+        while open_fds() > before:
+            await trio.sleep(0.01)
+        with pytest.raises(Failure) as refused:
+            await held.drain({"session": number, "waitMs": 0})
+        assert refused.value.code is Code.NOT_FOUND
+        assert await held.hang_up({"session": number}) == {}
+
+
 async def test_there_are_so_many_sessions_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     # Nobody drains them: after this long they go, and the programs see the end of their input.
     monkeypatch.setattr(sessions, "IDLE_S", 1.0)

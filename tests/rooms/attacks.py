@@ -1,4 +1,4 @@
-"""The attacks on a room, one a row: what is tried, and which lines of docs/escapes.md it stands for.
+"""The attacks on a room, one a row: what is tried, and which rows of docs/threats.md it stands for.
 
 Pure: nothing here runs anything. A row's words are for `attack` (attack.c); what stands in braces is filled
 in by the place it is tried in: `controls.py` for the unprotected one, tests/integration/test_attacks.py for a
@@ -18,7 +18,7 @@ NO_DEVICE = frozenset({"ENXIO", "ENOENT"})
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack. `escapes` are numbers in docs/escapes.md.
+    """One attack. `escapes` are numbers in the table of docs/threats.md.
 
     `absent`: the refusals that mean that this kernel has nothing there to be attacked. `needs`: what a ground
     must not be missing for the room to be protected from it. `conceded`: it is reached in a room as well, and

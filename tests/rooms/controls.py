@@ -32,6 +32,7 @@ mount -t tmpfs -o mode=1777 none /tmp
 echo secret > /mnt/outside
 ip link set lo up
 cd /mnt
+: > /mnt/made
 /mnt/attack victim "$2" /mnt > /mnt/made &
 until grep -q ready /mnt/made; do sleep 0.05; done
 cat /mnt/made >&2

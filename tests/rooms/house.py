@@ -63,8 +63,8 @@ NAMES: Final = tuple(kind.name for kind in KINDS)
 # Far above what anything here takes on a machine that is merely slow.
 PATIENCE_S: Final = 90.0
 POLL_S: Final = 0.005
-# The deadlines of all steps of a hand-over and of the way back together are less.
-SETTLE_S: Final = 40.0
+# What is said of the rooms changes with each step of a hand-over; the longest is ended after five seconds.
+STEP_S: Final = 15.0
 # What a caller may be told while processes of the spine die. Anything else is a violation.
 MAY_END: Final = frozenset(
     {Code.PEER_DIED, Code.STALE, Code.BUSY, Code.REFUSED, Code.NOT_FOUND, Code.FROZEN, Code.FULL}
@@ -224,6 +224,8 @@ class House:
             with self.spine.container.port() as port:
                 for name in NAMES:
                     send(port, made[name], name)
+            # What bay0 keeps for the freezer is among its own descriptors; there is no room yet.
+            self._held = self.held()
         except BaseException:
             self.spine.close()
             raise
@@ -301,9 +303,13 @@ class House:
 
     def settle(self) -> None:
         """Wait until freezer and kernel agree. That they do not is a violation."""
-        end = time.monotonic() + SETTLE_S
+        end = time.monotonic() + PATIENCE_S
+        before, since = "", time.monotonic()
         while wrong := self.disagreement():
-            if time.monotonic() > end:
+            now = time.monotonic()
+            if wrong != before:
+                before, since = wrong, now
+            if now - since > STEP_S or now > end:
                 self.ends.violations.append(f"not settled: {wrong}")
                 return
             time.sleep(POLL_S)
@@ -324,6 +330,22 @@ class House:
             self.settle()
             if self.ends.violations:
                 return
+
+    def held(self) -> int:
+        """How many descriptors bay0 has."""
+        assert self.spine.bay0 is not None
+        return len(os.listdir(f"/proc/{self.spine.bay0.pid}/fd"))
+
+    def nothing_left(self) -> None:
+        """Without a room bay0 holds no more than before there was one. That it does is a violation."""
+        end = time.monotonic() + PATIENCE_S
+        while self.kernel.rooms() or self.held() > self._held:
+            if time.monotonic() > end:
+                self.ends.violations.append(
+                    f"left over: {self.kernel.rooms()}, and {self.held() - self._held} descriptors at bay0"
+                )
+                return
+            time.sleep(POLL_S)
 
     def serves(self) -> None:
         """The room that has the focus is entered, is heard, and has its network. That not is a violation."""

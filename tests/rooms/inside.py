@@ -12,8 +12,10 @@ import contextlib
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -73,6 +75,18 @@ SPINE_FILES = (
 DISKS = "7:0 7:1 254:0 253:0 254:1 253:1 252:0 259:0 8:0"
 
 
+@cache
+def made_programs() -> Mapping[str, bytes]:
+    """The programs of the image, by name."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        own = {each: compiled(HERE / f"{each}.c", folder / each).read_bytes() for each in ("attack", "noise")}
+        place = folder / "client"
+        place.mkdir()
+        client = programs.compile_program("umbilical", programs.source("umbilical"), place)
+    return {**own, "setuid": own["attack"], "umbilical": client}
+
+
 def squashed(folder: Path, links: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """The image that both rooms run: the programs and the directories that are mounted on.
 
@@ -81,19 +95,12 @@ def squashed(folder: Path, links: Mapping[str, str] = MappingProxyType({})) -> b
     laid, packed = folder / "laid", folder / "packed"
     target = laid / "usr/bin"
     target.mkdir(parents=True)
+    for name, data in made_programs().items():
+        (target / name).write_bytes(data)
+        (target / name).chmod(0o4755 if name == "setuid" else 0o755)
     for name in ("dev", "proc", "sys", "run", "tmp", "root", "etc"):
         (laid / name).mkdir()
     (laid / "etc/resolv.conf").touch()
-    compiled(HERE / "attack.c", target / "attack")
-    compiled(HERE / "noise.c", target / "noise")
-    shutil.copy(target / "attack", target / "setuid")
-    (target / "setuid").chmod(0o4755)
-    place = folder / "program"
-    place.mkdir()
-    (target / "umbilical").write_bytes(
-        programs.compile_program("umbilical", programs.source("umbilical"), place)
-    )
-    (target / "umbilical").chmod(0o755)
     for name, leads in links.items():
         liar = laid / name
         liar.parent.mkdir(exist_ok=True)

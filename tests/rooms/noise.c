@@ -83,7 +83,6 @@ static int flood(const char *path, int count, double seconds)
 {
 	static struct pollfd open_ones[CONNECTIONS_MAX];
 	int made = 0, closed = 0, refused = 0;
-	double end = now() + seconds;
 	for (int i = 0; i < count && i < CONNECTIONS_MAX; i++) {
 		int fd = dial(path);
 		if (fd < 0) {
@@ -93,8 +92,10 @@ static int flood(const char *path, int count, double seconds)
 		send_all(fd);
 		open_ones[made++] = (struct pollfd){.fd = fd, .events = POLLRDHUP};
 	}
+	double end = now() + seconds;
 	while (closed < made && now() < end) {
-		if (poll(open_ones, made, 100) < 0)
+		/* What was not closed for so long after the others is kept. */
+		if (poll(open_ones, made, 3000) <= 0)
 			break;
 		for (int i = 0; i < made; i++)
 			if (open_ones[i].fd >= 0 && open_ones[i].revents & (POLLRDHUP | POLLHUP | POLLERR)) {

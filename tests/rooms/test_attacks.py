@@ -5,6 +5,7 @@ The attacks themselves are made in rooms by tests/integration/test_attacks.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def test_an_attack_succeeds_where_nothing_protects(unprotected: Mapping[str, Ans
 def test_each_attack_has_a_name_of_its_own() -> None:
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
     assert len({attack.words for attack in ATTACKS}) == len(ATTACKS)
+
+
+def test_each_attack_stands_for_rows_of_the_table_of_escapes() -> None:
+    text = (HERE.parent.parent / "docs/threats.md").read_text()
+    rows = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.M) for number in row.split(",")}
+    assert rows == set(range(1, 32))
+    tried = {number for attack in ATTACKS for number in attack.escapes}
+    assert tried <= rows
+    # The others are no single act of a program in a room: hostile images, names, floods, what freezes.
+    assert rows - tried == {4, 5, 11, 12, 23, 26, 29, 30, 31}
 
 
 def test_an_attack_that_was_not_made_is_no_refusal() -> None:

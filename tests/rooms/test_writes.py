@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spine.ground.gpt import Partition
-from tests.powercut.blklog import FLUSH, Entry
+from spine.ground.powercut import FLUSH, Entry
 from tests.rooms.writes import NOWHERE, places
 
 TABLE = {

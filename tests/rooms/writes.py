@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from spine.ground.gpt import Partition
-from tests.powercut.blklog import Entry
+from spine.ground.powercut import Entry
 
 # The partition table and what lies between partitions.
 NOWHERE = "no partition"

@@ -40,6 +40,10 @@ LOOP_MAJOR = 7
 # Another process may take the free number we were told of; as often as this in a row it does not.
 LOOP_TRIES = 50
 
+# linux/fs.h: EXT4_IOC_SHUTDOWN, and the flag that drops the journal as well.
+EXT4_IOC_SHUTDOWN = 0x8004587D
+SHUTDOWN_NO_LOG_FLUSH = 2
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
@@ -110,6 +114,19 @@ def loop(path: str, *, read_only: bool) -> tuple[str, int]:
     finally:
         os.close(control)
         os.close(backing)
+
+
+def shut_down_ext4(fd: int) -> None:
+    """From now on nothing reaches the device of this file system, and its journal is not written."""
+    try:
+        fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, struct.pack("I", SHUTDOWN_NO_LOG_FLUSH))
+    except OSError as error:
+        raise OSError(error.errno, f"EXT4_IOC_SHUTDOWN: {error.strerror}") from error
+
+
+def loop_lasts(number: int) -> bool:
+    """Whether this loop device is still on its file."""
+    return os.path.exists(f"/sys/block/loop{number}/loop/backing_file")
 
 
 def _check(result: int, call: str, what: str = "") -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from spine import paths
 from spine.errors import Exit, SpineError
-from spine.ground import cgroups, disk, gpt, keeper, state
+from spine.ground import calls, cgroups, disk, gpt, keeper, state
 from spine.ground.console import LOOK_S, BootError, Console, OnStage, nobody
 from spine.ground.port import HELLO_S, Port
 from spine.ground.stages import Stage, last_lines
@@ -31,6 +31,8 @@ READY_S = 60.0
 # bay0 gives its organs 5 s to stop, widened up to eightfold where the imports were slow.
 STOP_S = 50.0
 KILL_S = 10.0
+# A loop device ends with its last user; the kernel unmounts behind the back of who was killed.
+LOOP_S = 30.0
 # The gate's filesystem, made here when no disk image was built.
 PERSIST_BYTES = 64 * 1024 * 1024
 GATE_UID = 2001
@@ -41,7 +43,7 @@ SLOTS = ("slot-a", "slot-b")
 
 # A machine's features that no container has: nobody checks the root's blocks, nothing counts boots, there is
 # no hardware to reset a stuck PID 1, and the screen and the crash store are the host's.
-NEVER_HERE = ("boot-loader", "dm-verity", "pstore", "screen", "watchdog")
+NEVER_HERE = ("boot-loader", "clock", "dm-verity", "pstore", "screen", "watchdog")
 
 
 class Container:
@@ -260,6 +262,44 @@ class Container:
             self._wait_end(KILL_S)
         self.clean()
 
+    def power_cut(self) -> None:
+        """The power goes: kill all, and in the same breath stop the gate's file system without its journal.
+
+        What was not yet on its device is gone. What the device had taken and not flushed stays, unlike after
+        `Machine.power_cut`; so does all that was written to other files. SpineError (1, 5, 124), OSError.
+        """
+        group, gate = self._group(), list[str]()
+        if group is not None:
+            with contextlib.suppress(FileNotFoundError):
+                gate = (group / "organs/gate/cgroup.procs").read_text(encoding="ascii").split()
+        if group is None or not gate:
+            raise SpineError(
+                "the power cannot be cut honestly",
+                "the gate does not run, so nobody holds the file system that is to lose what was not synced",
+                "./spine status --container; then ./spine powercut --container",
+                Exit.REFUSED,
+            )
+        persist = os.open(f"/proc/{gate[0]}/root/persist", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            device = os.fstat(persist).st_dev
+            # The kill comes first: nobody may live to be told that a sync went well which did not.
+            (group / "cgroup.kill").write_text("1", encoding="ascii")
+            calls.shut_down_ext4(persist)
+        finally:
+            os.close(persist)
+        self.kill()
+        # Only then is there one file system on the file at the next boot, and not two.
+        end = time.monotonic() + LOOP_S
+        while calls.loop_lasts(os.minor(device)):
+            if time.monotonic() > end:
+                raise BootError(
+                    f"the device of the gate's file system was still there after {LOOP_S:.0f} s",
+                    "something keeps the file system open",
+                    "losetup -a   (when it is gone: ./spine boot --container)",
+                    exit_code=Exit.TIMEOUT,
+                )
+            time.sleep(LOOK_S)
+
     def wait_exit(self, deadline_s: float) -> int | None:
         """Wait until it has ended for good; how (see `exit_code`). SpineError (124)."""
         if not self._wait_end(deadline_s):
@@ -290,6 +330,12 @@ class Container:
             with contextlib.suppress(OSError):
                 self.sockets.rmdir()
             self._sockets = None
+
+    def _group(self) -> Path | None:
+        """Its cgroup, while it has one."""
+        mount = cgroups.mounted(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+        group = Path(mount) / self.cgroup if mount is not None else None
+        return group if group is not None and group.is_dir() else None
 
     def _wait_end(self, deadline_s: float) -> bool:
         if self._child is not None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from spine.errors import Exit, SpineError
 from spine.ground import gpt
 
+# QEMU's name for the disk that the guest sees.
+DISK_NODE = "disk"
 # What a person put there; the rest comes from the image.
 KEPT = ("personas", "persist")
 # Copied at once by the kernel; a bound so that ctrl-C is heard.

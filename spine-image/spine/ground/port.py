@@ -84,6 +84,7 @@ class PortFailure(SpineError):
             EXITS.get(failure.code, Exit.FAILED),
             failure.code.name.lower().replace("_", "-"),
         )
+        self.asked = asked
         self.failure = failure
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground import accel as acceleration
-from spine.ground import picture, state
+from spine.ground import picture, powercut, state
 from spine.ground.console import LOOK_S, BootError, Console, OnStage, nobody
+from spine.ground.disk import DISK_NODE
 from spine.ground.port import Port
 from spine.ground.qmp import ANSWER_S, Qmp, QmpError
 from spine.ground.stages import Stage, last_lines
@@ -45,7 +46,6 @@ FIRMWARE = (
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
 )
 
-DISK_NODE = "disk"
 # Of QEMU's own range, and the same each time, so that a test knows the card.
 CARD_MAC = "52:54:00:12:34:56"
 Blockdev = Mapping[str, object]
@@ -167,6 +167,7 @@ class Machine:
         accel: str = "tcg",
         variables: Path | None = None,
         blockdevs: Sequence[Blockdev] = (),
+        logged: bool = False,
         no_reboot: bool = False,
         display: bool = False,
         memory_mib: int = MEMORY_MIB,
@@ -178,8 +179,9 @@ class Machine:
 
         `disk` is written to. `variables` are the firmware's (a new copy of its own when not given).
         `blockdevs` replace the plain disk: nodes in the order of their making, the guest's named `DISK_NODE`.
-        `no_reboot` makes a reset end QEMU. `forward` leads ports of the host's loopback to the guest's,
-        `outside` lets the guest out. SpineError: QEMU or its firmware is missing, or it ended at once.
+        `logged` logs what is written to the disk, for `power_cut`, in place of `blockdevs`. `no_reboot` makes
+        a reset end QEMU. `forward` leads ports of the host's loopback to the guest's, `outside` lets the
+        guest out. SpineError: QEMU or its firmware is missing, or it ended at once.
         """
         if self.alive():
             raise SpineError(
@@ -187,6 +189,9 @@ class Machine:
             )
         code, empty = firmware()
         paths.private(self.directory)
+        powercut.forget(self.directory)
+        if logged:
+            blockdevs = powercut.begin(disk, self.directory)
         if variables is None:
             variables = self.directory / "vars.fd"
             shutil.copyfile(empty, variables)
@@ -306,6 +311,22 @@ class Machine:
             self.wait_exit(KILL_S)
         self.forget()
 
+    def power_cut(self) -> powercut.Lost:
+        """The power goes: end QEMU at once, and leave on the disk what was sure to be durable, nothing else.
+
+        SpineError (5): the machine was not started with its writes logged. LogError.
+        """
+        if self.disk is None or not powercut.logged(self.directory):  # INV-HOST-4
+            raise SpineError(
+                "the power cannot be cut honestly",
+                "what this machine wrote and did not flush is in no log, so killing QEMU would lose nothing",
+                "./spine stop; ./spine boot --log-writes; then ./spine powercut",
+                Exit.REFUSED,
+            )
+        disk = self.disk
+        self.kill()
+        return powercut.finish(disk, self.directory)
+
     def stop(self, deadline_s: float = STOP_S) -> bool:
         """Power button, then the plug after the deadline; True when the shutdown was orderly."""
         orderly = False
@@ -318,6 +339,7 @@ class Machine:
                     session.execute("quit")
                 self._wait_end(KILL_S)
         self.kill()
+        powercut.forget(self.directory)
         return orderly
 
     def wait_exit(self, deadline_s: float) -> int | None:

@@ -139,7 +139,7 @@ def running(kind: str | None = None) -> Ground:
         ground = read(directory(name))
         if ground:
             return ground
-    flag = " --container" if kind == "container" else ""
+    flag = " --container" if order[0] == "container" else ""
     code = ended(directory(order[0]))
     raise SpineError(
         f"no {kind or 'spine'} runs",

@@ -120,7 +120,7 @@ def make_root(
     pairs = json.loads((compiled / "switchboard.json").read_bytes())
     kept = {kind: [pair for pair in found if not out & set(pair)] for kind, found in pairs.items()}
     _write(tree / SPINE / "switchboard.json", _json(kept))
-    _write(tree / SPINE / "release.json", _json(facts.release()))
+    _write(tree / SPINE / "release.json", _json({**facts.release(), "built": epoch}))
     _write(tree / SPINE / "release.pub", facts.public_key.hex().encode() + b"\n")
     _write(tree / SPINE / "persona-keys", facts.persona_key.hex().encode() + b"\n")
     _write(tree / "usr/bin/bay0", BAY0)
@@ -173,7 +173,7 @@ class Facts:
         self.production = production
 
     def release(self) -> dict[str, str]:
-        """The content of release.json."""
+        """The content of release.json, but for the time."""
         image = "production" if self.production else "development"
         return {"name": "Alpine-Spine", "version": self.version, "image": image}
 

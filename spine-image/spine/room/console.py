@@ -6,8 +6,8 @@ Touches: the terminal's modes, which are put back whatever happens; the operator
 import contextlib
 import os
 import select
-import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator
 
@@ -18,6 +18,8 @@ from spine.room.lease import Lease
 LEAVE = b"\x1d"
 WAIT_MS = 50
 READ_BYTES = 1024
+# The terminal is raw: a line must say itself that it begins.
+LOST = "\a\r\n[{0} stands still and hears nothing: ./spine focus {0} elsewhere, or Ctrl-] to leave]\r\n"
 # What it means for the view that the room is not there, or not awake, just now.
 GONE, ASLEEP = frozenset({Code.NOT_FOUND, Code.STALE}), frozenset({Code.FROZEN, Code.BUSY})
 
@@ -37,8 +39,11 @@ def raw(fd: int) -> Iterator[None]:
 
 
 def view(lease: Lease, persona: str, source: int, output: int) -> str:
-    """Show the console and type into it; why it is over: `left`, or `gone` when the room is."""
-    after, pending, open_ = 0, b"", True
+    """Show the console and type into it; why it is over: `left`, or `gone` when the room is.
+
+    An input that ends is an end of typing only: what the console shows goes on.
+    """
+    after, pending, open_, heard = 0, b"", True, True
     with raw(source):
         while True:
             if open_ and not pending and select.select([source], [], [], 0)[0]:
@@ -47,7 +52,12 @@ def view(lease: Lease, persona: str, source: int, output: int) -> str:
             if LEAVE in pending:
                 return "left"
             if pending:
-                pending = pending[_type(lease, persona, pending) :]
+                taken = _type(lease, persona, pending)
+                if taken is None and heard:
+                    # Once, until it hears again: a person may be typing a whole line.
+                    _write(output, LOST.format(persona).encode())
+                heard = taken is not None
+                pending = pending[len(pending) if taken is None else taken :]
             try:
                 answer = lease.port().call(
                     "freezer.console", {"persona": persona, "after": after, "waitMs": WAIT_MS}
@@ -57,19 +67,27 @@ def view(lease: Lease, persona: str, source: int, output: int) -> str:
                     return "gone"
                 if failure.failure.code not in ASLEEP:
                     raise
+                time.sleep(WAIT_MS / 1000)
                 continue
-            data, after = answer["data"], int(str(answer["next"]))
+            following = int(str(answer["next"]))
+            if following < after:
+                after = 0  # a freezer that was restarted counts anew
+                continue
+            data, after = answer["data"], following
             assert isinstance(data, bytes)
-            while data:
-                data = data[os.write(output, data) :]
+            _write(output, data)
 
 
-def _type(lease: Lease, persona: str, data: bytes) -> int:
-    """How much was taken. What is typed to a room that is frozen is lost, as at any dark screen."""
+def _write(output: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(output, data) :]
+
+
+def _type(lease: Lease, persona: str, data: bytes) -> int | None:
+    """How much was taken. None: what is typed to a room that is frozen is lost, as at any dark screen."""
     try:
         return int(str(lease.port().call("freezer.type", {"persona": persona, "data": data})["taken"]))
     except PortFailure as failure:
         if failure.failure.code not in ASLEEP | GONE:
             raise
-        sys.stderr.write("\a")
-        return len(data)
+        return None

@@ -2,11 +2,13 @@
 
 Touches: the operator's port; the descriptors it is given. Never waits for the program without also hearing
 it, and never holds the port for long. A program whose end nobody can tell is a SpineError, not an exit code.
+Whatever ends us here, ctrl-C or a reader of its output that went away, ends the program too.
 """
 
+import contextlib
 import os
 import select
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bus.envelope import Code
 from spine.errors import Exit, SpineError
@@ -20,13 +22,25 @@ TYPING_MS, WAITING_MS, FULL_MS = 50, 500, 10
 SIGNAL_BASE = 128
 
 
-def run(lease: Lease, persona: str, argv: Sequence[str], streams: tuple[int, int, int]) -> int:
-    """Run it to its end; its exit code, or 128 and the signal that ended it. SpineError.
+Sink = Callable[[bytes], None]
 
-    `streams` are our input, output and error descriptors.
+
+def run(lease: Lease, persona: str, argv: Sequence[str], source: int, output: Sink, error: Sink) -> str:
+    """Run it to its end, which is told as `exit N` or `signal N`. SpineError.
+
+    `source` is the descriptor of its input; what it writes is given to `output` and `error` as it comes.
     """
-    source, output, error = streams
     session = lease.port().call("operator.exec", {"persona": persona, "argv": list(argv)})["session"]
+    try:
+        return _to_its_end(lease, session, argv[0], source, {"output": output, "error": error})
+    except BaseException:
+        # Nobody is there any more who wants to know how it ends. The first failure is the one to tell.
+        with contextlib.suppress(SpineError):
+            lease.port().call("operator.hangUp", {"session": session})
+        raise
+
+
+def _to_its_end(lease: Lease, session: object, program: str, source: int, sinks: Mapping[str, Sink]) -> str:
     pending, at_end, told = b"", False, False
     while True:
         if not pending and not at_end and select.select([source], [], [], 0)[0]:
@@ -34,17 +48,27 @@ def run(lease: Lease, persona: str, argv: Sequence[str], streams: tuple[int, int
             at_end = not pending
         if pending or (at_end and not told):
             fed = {"session": session, "data": pending, "end": at_end}
-            taken = int(str(_ask(lease, "operator.feed", fed, argv[0])["taken"]))
+            taken = int(str(_ask(lease, "operator.feed", fed, program)["taken"]))
             pending, told = pending[taken:], at_end
         wait_ms = FULL_MS if pending else WAITING_MS if at_end else TYPING_MS
-        answer = _ask(lease, "operator.drain", {"session": session, "waitMs": wait_ms}, argv[0])
-        for name, fd in (("output", output), ("error", error)):
+        answer = _ask(lease, "operator.drain", {"session": session, "waitMs": wait_ms}, program)
+        for name, sink in sinks.items():
             data = answer[name]
             assert isinstance(data, bytes)
-            while data:
-                data = data[os.write(fd, data) :]
+            if data:
+                sink(data)
         if ended := str(answer["ended"]):
-            return exit_code(ended, argv[0])
+            return ended
+
+
+def into(fd: int) -> Sink:
+    """What writes all it is given to a descriptor."""
+
+    def write(data: bytes) -> None:
+        while data:
+            data = data[os.write(fd, data) :]
+
+    return write
 
 
 def _ask(lease: Lease, name: str, params: Mapping[str, object], program: str) -> dict[str, object]:

@@ -10,13 +10,16 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from bus.envelope import Code
 from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground import accel, disk, state
 from spine.ground.console import LOOK_S, BootError, Silent
 from spine.ground.container import Container
+from spine.ground.port import PortFailure
 from spine.ground.qemu import SILENT_S, Machine
 from spine.ground.stages import Stage
 from spine.progress import Progress
@@ -28,8 +31,11 @@ HELP = "build what is missing and boot the spine: in QEMU, or in a container"
 
 # How long a boot takes on an ordinary host, for the progress line.
 ESTIMATE_S = {"kvm": 5.0, "tcg": 25.0}
-# How long the persona that starts by itself may take to have the focus: a room is made, a hand-over done.
-FOCUS_S = 30.0
+# How long the persona that starts by itself may take to have the focus: integrity has read the disk, a room
+# is made, a hand-over done. Tried: half a minute on an emulated machine whose host is busy.
+FOCUS_S = 90.0
+# A reboot from elsewhere is waited for this long: no longer than an emulated one takes, thrice.
+SILENCE_S = 90.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="start with an empty disk: forget all state")
     parser.add_argument("--display", action="store_true", help="show the machine's screen in a window")
+    parser.add_argument(
+        "--log-writes",
+        action="store_true",
+        help="log what the machine writes, so that ./spine powercut can lose what it did not flush",
+    )
+    parser.add_argument(
+        "--no-restart", action="store_true", help="a machine that resets itself ends, and why is told"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Boot."""
+    _check(args)
     progress = Progress()
     kind = "container" if args.container else "machine"
     where = state.directory(kind)
@@ -60,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             running = _container(args, where, progress) if args.container else _machine(args, where, progress)
             state.make_current(kind)
             progress.say(f"ready after {time.monotonic() - began:.1f} s")
+            if args.detach:
+                _say_who(running, progress)
     if args.json:
         document = {"ground": {"kind": kind, "pid": running.pid, "accel": getattr(running, "accel", "")}}
         sys.stdout.write(json.dumps(document) + "\n")
@@ -69,6 +86,23 @@ def run(args: argparse.Namespace) -> int:
         progress.say(f"next: ./spine status   ./spine call   ./spine log   ./spine stop{suffix}")
         return Exit.OK
     return _stay(running, progress, suffix)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.container and (args.log_writes or args.no_restart):
+        raise SpineError(
+            "--log-writes and --no-restart are for the machine",
+            "a container does not reset itself, and ./spine powercut needs no log there",
+            "./spine boot --container",
+            Exit.USAGE,
+        )
+
+
+def _say_who(running: Machine | Container, progress: Progress) -> None:
+    """Who can be spoken to. A persona that starts by itself is waited for: the next command finds it."""
+    with Lease(running) as lease:
+        if persona := _focused(lease):
+            progress.say(f"{persona} has the focus")
 
 
 def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machine:
@@ -88,13 +122,13 @@ def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machi
         # Only where we chose KVM ourselves may we take it back.
         silent_s = SILENT_S if how == "kvm" and args.accel == "auto" else None
         try:
-            _power_on(machine, disk_path, how, args.display, silent_s, progress)
+            _power_on(machine, disk_path, how, args, silent_s, progress)
         except Silent:
             machine.kill()
             reason = f"the kernel was silent for {SILENT_S:.0f} s"
             accel.remember(accel.Verdict(False, reason))
             progress.say(f"KVM is given up: {reason}; once more with TCG")
-            _power_on(machine, disk_path, "tcg", args.display, None, progress)
+            _power_on(machine, disk_path, "tcg", args, None, progress)
     except BaseException:
         machine.kill()
         raise
@@ -102,10 +136,21 @@ def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machi
 
 
 def _power_on(
-    machine: Machine, disk_path: Path, how: str, display: bool, silent_s: float | None, progress: Progress
+    machine: Machine,
+    disk_path: Path,
+    how: str,
+    args: argparse.Namespace,
+    silent_s: float | None,
+    progress: Progress,
 ) -> None:
     with progress.stage(f"booting the machine ({how})", ESTIMATE_S[how]):
-        machine.start(disk_path, accel=how, display=display)
+        machine.start(
+            disk_path,
+            accel=how,
+            display=args.display,
+            logged=args.log_writes,
+            no_reboot=args.no_restart,
+        )
         machine.wait_ready(silent_s=silent_s, on_stage=_Shown(progress))
 
 
@@ -151,40 +196,93 @@ def _build(progress: Progress, *, root_only: bool) -> None:
 
 
 def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
-    if args.fresh or args.display or args.accel != "auto":
+    if args.fresh or args.display or args.log_writes or args.no_restart or args.accel != "auto":
         suffix = " --container" if args.container else ""
         raise SpineError(
             f"the {kind} runs already",
-            f"it is process {pid}; --fresh, --display and --accel are for the start",
+            f"it is process {pid}, and options other than --detach are for the start",
             f"./spine stop{suffix}, then the same command again",
             Exit.REFUSED,
         )
 
 
 def _stay(running: Machine | Container, progress: Progress, suffix: str) -> int:
-    with Lease(running) as lease:
-        persona = _focused(lease)
-        if persona:
-            progress.say(f"this is the console of {persona}; Ctrl-] leaves it, and all of it running")
-            if console.view(lease, persona, sys.stdin.fileno(), sys.stdout.fileno()) == "left":
+    """The console of whoever has the focus, and of the next one; the spine's own when none has one."""
+    try:
+        while persona := _heard(running, _focused, ""):
+            leave = "Ctrl-]" if os.isatty(sys.stdin.fileno()) else "ctrl-C"
+            progress.say(f"this is the console of {persona}; {leave} leaves it, and all of it running")
+            if _heard(running, _console_of(persona), "ended") == "left":
                 sys.stdout.write("\n")
-                progress.say(f"left running; next: ./spine status   ./spine exec   ./spine stop{suffix}")
-                return Exit.OK
-            progress.say(f"{persona} has no console any more")
-    return _watch(running, progress, suffix)
+                return _left(progress, suffix)
+            if running.alive():
+                progress.say(f"{persona} has no console any more")
+                time.sleep(LOOK_S)
+        return _watch(running, progress, suffix)
+    except KeyboardInterrupt:
+        return _left(progress, suffix)
+
+
+def _left(progress: Progress, suffix: str) -> int:
+    progress.say(f"left running; next: ./spine status   ./spine exec   ./spine stop{suffix}")
+    return Exit.OK
+
+
+def _console_of(persona: str) -> Callable[[Lease], str]:
+    return lambda lease: console.view(lease, persona, sys.stdin.fileno(), sys.stdout.fileno())
+
+
+def _heard(running: Machine | Container, ask: Callable[[Lease], str], ended: str) -> str:
+    """What the spine answers, however often parts of it start anew meanwhile; `ended` when it is no more."""
+    while True:
+        try:
+            with Lease(running) as lease:
+                return ask(lease)
+        except SpineError:
+            if not _back(running):
+                return ended
+
+
+def _back(running: Machine | Container) -> bool:
+    """Wait until the operator answers again; False: the spine has ended. SpineError when it stays silent."""
+    end = time.monotonic() + SILENCE_S
+    while True:
+        # Whoever shut it down did so a moment before we see that it is gone.
+        time.sleep(LOOK_S)
+        if not running.alive():
+            return False
+        try:
+            with running.port():
+                return True
+        except SpineError:
+            if time.monotonic() > end:
+                raise
 
 
 def _focused(lease: Lease) -> str:
-    """The persona with the focus, once those that start by themselves have started; empty: nobody has it."""
-    wanted = any(
-        json.loads(row["manifest"])["autostart"]
-        for row in _rows(lease.port().call("integrity.personas")["personas"])
-    )
+    """The persona with the focus, once those that start by themselves have started.
+
+    Empty: nobody has it, or one that has no console.
+    """
     end = time.monotonic() + FOCUS_S
+    manifests: dict[str, dict[str, bool]] | None = None
     while True:
-        answer = lease.port().call("freezer.rooms")
-        if answer["focus"] or not wanted or time.monotonic() > end:
-            return str(answer["focus"])
+        try:
+            if manifests is None:
+                rows = _rows(lease.port().call("integrity.personas")["personas"])
+                # One that is damaged on the disk has no manifest to show.
+                manifests = {row["name"]: json.loads(row["manifest"]) for row in rows if row["manifest"]}
+            if focus := str(lease.port().call("freezer.rooms")["focus"]):
+                # One that was removed while it runs may have a console; to ask for it tells.
+                return focus if manifests.get(focus, {}).get("console", True) else ""
+            if not any(manifest["autostart"] for manifest in manifests.values()):
+                return ""
+        except PortFailure as failure:
+            # Just after a boot integrity reads the whole disk, and an emulated one keeps it from answering.
+            if failure.failure.code not in (Code.DEADLINE, Code.PEER_DIED):
+                raise
+        if time.monotonic() > end:
+            return ""
         time.sleep(LOOK_S)
 
 
@@ -194,19 +292,18 @@ def _rows(value: object) -> list[dict[str, str]]:
 
 
 def _watch(running: Machine | Container, progress: Progress, suffix: str) -> int:
-    progress.say("nobody has the focus; this shows the spine's own console. ctrl-C leaves it running")
-    progress.say(f"next, elsewhere: ./spine status   ./spine call   ./spine log   ./spine stop{suffix}")
     at = running.console.mark()
-    try:
-        while running.alive():
-            text = running.console.text(at)
-            at = running.console.mark()
-            sys.stderr.write(text)
-            sys.stderr.flush()
-            time.sleep(LOOK_S)
-    except KeyboardInterrupt:
-        progress.say(f"left running; ./spine stop{suffix} shuts it down")
-        return Exit.OK
+    if running.alive():
+        progress.say("no persona shows a console; this is the spine's own. ctrl-C leaves it running")
+        progress.say(
+            f"next, elsewhere: ./spine persona install linda   ./spine status   ./spine stop{suffix}"
+        )
+    while running.alive():
+        text = running.console.text(at)
+        at = running.console.mark()
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        time.sleep(LOOK_S)
     code = running.exit_code
     if code:
         raise BootError(

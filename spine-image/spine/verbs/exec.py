@@ -1,25 +1,33 @@
 """`./spine exec [--focus] NAME -- COMMAND...`: runs a program in a room, its streams joined to ours.
 
 Touches: the operator's port. The exit code is the program's own, 128 and a number when a signal ended it; our
-own errors are told in three lines, with their own codes.
+own errors are told in three lines, with their own codes. With `--json` what the program wrote, to its end, is
+part of the one object. What ends us ends the program.
 """
 
 import argparse
+import json
+import signal
 import sys
 
-from bus.envelope import Code
+from spine import values
 from spine.errors import Exit, SpineError
 from spine.ground.attach import add_choice, attach
 from spine.ground.port import PortFailure
 from spine.room import program
 from spine.room.lease import Lease
+from spine.room.refusals import told
 
 HELP = "run a program in a persona's room"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
-    parser.usage = "./spine exec [--focus] [--json] NAME -- COMMAND [WORD ...]"
+    parser.usage = "./spine exec [--focus] [--json] [--container | --machine] NAME -- COMMAND [WORD ...]"
+    parser.epilog = (
+        "What comes after -- is the program's. Its exit code is ours; 128 and a number says which signal "
+        "ended it; 127: there is no such program. Ctrl-C ends it. With --json what it wrote is in the object."
+    )
     parser.add_argument("--focus", action="store_true", help="give the persona the focus first")
     parser.add_argument("persona", metavar="NAME", help="in whose room")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run there, after --")
@@ -28,25 +36,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run."""
-    with Lease(attach(args.ground)) as lease:
-        try:
+    wrote: dict[str, bytearray] = {"output": bytearray(), "error": bytearray()}
+    output, error = program.into(sys.stdout.fileno()), program.into(sys.stderr.fileno())
+    if args.json:
+        output, error = wrote["output"].extend, wrote["error"].extend
+    # As ctrl-C does: the program must be told, or it would be left behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        with Lease(attach(args.ground)) as lease:
             if args.focus:
                 lease.port().call("freezer.focus", {"persona": args.persona})
-            return program.run(
-                lease, args.persona, args.command, (0, sys.stdout.fileno(), sys.stderr.fileno())
-            )
-        except PortFailure as failure:
-            raise _told(args.persona, failure) from failure
+            ended = program.run(lease, args.persona, args.command, sys.stdin.fileno(), output, error)
+    except PortFailure as failure:
+        raise told(args.persona, failure) from failure
+    except KeyboardInterrupt:
+        raise SpineError(
+            f"{args.command[0]} was interrupted, and ended",
+            "ctrl-C was pressed",
+            "run the same command again",
+            Exit.INTERRUPTED,
+        ) from None
+    code = program.exit_code(ended, args.command[0])
+    if args.json:
+        document = {"exit": code, "ended": ended, **{name: bytes(data) for name, data in wrote.items()}}
+        sys.stdout.write(json.dumps(values.as_json(document)) + "\n")
+    return code
 
 
-def _told(persona: str, failure: PortFailure) -> SpineError:
-    """The failure as a person needs it who named a persona."""
-    fixes = {
-        Code.FROZEN: (f"{persona} is FROZEN", f"./spine exec --focus {persona} -- ...", Exit.REFUSED),
-        Code.NOT_FOUND: (f"{persona} has no room", f"./spine persona start {persona}", Exit.NO_SUCH_THING),
-    }
-    found = fixes.get(failure.failure.code)
-    if found is None:
-        return failure
-    what, fix, code = found
-    return SpineError(what, failure.failure.message, fix, code, failure.code)
+def _end(number: int, _frame: object) -> None:
+    sys.exit(program.SIGNAL_BASE + number)

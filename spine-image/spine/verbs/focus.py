@@ -9,6 +9,8 @@ import sys
 
 from spine.errors import Exit
 from spine.ground.attach import add_choice, attach
+from spine.ground.port import PortFailure
+from spine.room.refusals import told
 
 HELP = "give the focus to a persona; every other one stands still"
 
@@ -22,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Move the focus."""
     with attach(args.ground).port() as port:
-        port.call("freezer.focus", {"persona": args.persona})
+        try:
+            port.call("freezer.focus", {"persona": args.persona})
+        except PortFailure as failure:
+            raise told(args.persona, failure) from failure
     if args.json:
         sys.stdout.write(json.dumps({"focus": args.persona}) + "\n")
+    else:
+        sys.stdout.write(f"{args.persona} has the focus   (./spine exec {args.persona} -- COMMAND)\n")
     return Exit.OK

@@ -25,6 +25,7 @@ from spine.ground.stages import plain
 from spine.persona import image, recipe
 from spine.persona.build import SUFFIX, build, out_file, refused, replace
 from spine.progress import Progress
+from spine.room.refusals import told
 
 if TYPE_CHECKING:
     from spine.ground.port import Port
@@ -258,6 +259,7 @@ def _table(rows: list[Answer], running: bool) -> str:
 
 
 def _install(args: argparse.Namespace) -> Answer:
+    ground = attach(args.ground)  # before anything is built for it
     if _is_file(args.image):
         file, data = _read(args.image)
     else:
@@ -267,14 +269,14 @@ def _install(args: argparse.Namespace) -> Answer:
         described, key = image.described(data)
     except PersonaRefused as error:
         raise refused(args.image, error) from error
-    with attach(args.ground).port() as port:
+    with ground.port() as port:
         # Whether it is taken is decided there, by the keys in the verified root.
         installed = send(port, data, described.name)
     return {
         **{key: installed[key] for key in ("name", "version", "keyId")},
         "path": str(file),
         "text": f"{_shown(described, key, 'verified by the spine')}\n"
-        f"It is installed.   ./spine persona start {installed['name']}\n",
+        f"It is installed.   ./spine persona start {installed['name']}; ./spine focus {installed['name']}\n",
     }
 
 
@@ -318,21 +320,38 @@ _MENDS = {
 
 
 def _remove(args: argparse.Namespace) -> Answer:
-    return _told(args, "integrity.remove", "name", "is removed; its records stay")
+    _asked(args, "integrity.remove", "name")
+    return {
+        "name": args.name,
+        "text": f"{args.name} is removed; its records stay, and a room it has goes on\n",
+    }
 
 
 def _start(args: argparse.Namespace) -> Answer:
-    return _told(args, "freezer.start", "persona", "is started")
+    _asked(args, "freezer.start", "persona")
+    return {
+        "name": args.name,
+        "text": f"{args.name} has a room; it runs while it has the focus   (./spine focus {args.name})\n",
+    }
 
 
 def _stop(args: argparse.Namespace) -> Answer:
-    return _told(args, "freezer.stop", "persona", "is stopped")
+    _asked(args, "freezer.stop", "persona")
+    return {"name": args.name, "text": f"{args.name} is stopped\n"}
 
 
-def _told(args: argparse.Namespace, method: str, parameter: str, done: str) -> Answer:
+def _asked(args: argparse.Namespace, method: str, parameter: str) -> Answer:
+    name = _name(args.name)
     with attach(args.ground).port() as port:
-        port.call(method, {parameter: _name(args.name)})
-    return {"name": args.name, "text": f"{args.name} {done}\n"}
+        return _call(port, name, method, {parameter: name})
+
+
+def _call(port: "Port", name: str, method: str, params: Mapping[str, object]) -> Answer:
+    """One call about a persona. SpineError as a person needs it."""
+    try:
+        return port.call(method, params)
+    except PortFailure as failure:
+        raise told(name, failure) from failure
 
 
 def _log(args: argparse.Namespace) -> Answer | None:
@@ -349,7 +368,7 @@ def _log(args: argparse.Namespace) -> Answer | None:
         # The port is for one at a time, so it is let go between two looks.
         with attach(args.ground).port() as port:
             while True:
-                answer = port.call("freezer.console", {"persona": name, "after": after, "waitMs": 0})
+                answer = _call(port, name, "freezer.console", {"persona": name, "after": after, "waitMs": 0})
                 data, seen = answer["data"], answer["next"]
                 assert isinstance(data, bytes)
                 assert isinstance(seen, int)
@@ -357,7 +376,10 @@ def _log(args: argparse.Namespace) -> Answer | None:
                     _write(data)
                 else:
                     text += data
-                if not data or seen <= after:
+                if seen < after:
+                    after = 0  # a freezer that was restarted counts anew
+                    continue
+                if not data:
                     break
                 after = seen
         if not args.follow:
@@ -366,6 +388,8 @@ def _log(args: argparse.Namespace) -> Answer | None:
     if args.json:
         return {"name": name, "console": text.decode(errors="replace")}
     _write(text)
+    if not text:
+        Progress().say(f"{name} has shown nothing yet: it runs only with the focus   (./spine focus {name})")
     return None
 
 

@@ -1,23 +1,31 @@
 """`./spine status`: what runs, as the spine itself says; `--json` is a contract for scripts.
 
-Touches: the operator's port. Invents nothing: what the host knows (process, disk, ground) and what the
-operator answers (organs, memory, network) and what integrity says of the disk are put side by side.
+Touches: the operator's port. Invents nothing: what the host knows (process, disk, ground), what the operator
+answers (organs, memory, network), what integrity says of the disk and of the personas, and what the freezer
+says of the rooms are put side by side. An organ that does not answer just now leaves its part out.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from spine.errors import Exit, SpineError
 from spine.ground import state
 from spine.ground.attach import add_choice, attach
 from spine.ground.port import PortFailure
 
+if TYPE_CHECKING:
+    from spine.ground.port import Port
+
 # What `--json` says of each slot and of the ESP.
 CHECKED = ("name", "verdict", "detail", "differs", "how")
+NOBODY = "nobody has the focus   (./spine focus NAME)"
 
-HELP = "what runs: ground, slot, organs, network"
+HELP = "what runs: ground, slot, organs, rooms, focus"
+
+Told = Mapping[str, object]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +38,12 @@ def run(args: argparse.Namespace) -> int:
     ground = state.running(args.ground)
     with attach(ground.kind).port() as port:
         answer = port.call("operator.status")
-        try:
-            slots: Mapping[str, object] | None = port.call("integrity.slots")
-        except PortFailure:
-            slots = None  # it is being restarted; its row in the table says so
+        slots, rooms, personas = (
+            _part(port, name) for name in ("integrity.slots", "freezer.rooms", "integrity.personas")
+        )
     try:
         told = json.loads(str(answer["json"]))
-        found = document(ground, told, slots)
+        found = document(ground, told, slots, rooms, personas)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpineError(
             "the operator's status cannot be read",
@@ -50,11 +57,19 @@ def run(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _part(port: "Port", name: str) -> Told | None:
+    """What an organ says; None when it is being restarted, which its row in the table says."""
+    try:
+        return port.call(name)
+    except PortFailure:
+        return None
+
+
 def document(
-    ground: state.Ground, told: Mapping[str, object], slots: Mapping[str, object] | None
+    ground: state.Ground, told: Told, slots: Told | None, rooms: Told | None, personas: Told | None
 ) -> dict[str, object]:
-    """The contract's object from what the host knows, what the operator told and what integrity told (None:
-    it did not answer). Pure.
+    """The contract's object from what the host knows, what the operator told, and what integrity and the
+    freezer told (None: it did not answer). Pure.
 
     KeyError, TypeError, AttributeError when they told something else.
     """
@@ -91,7 +106,9 @@ def document(
         },
         "checked": {str(row["name"]): row for row in _rows(slots["checked"] if slots else [])},
         "organs": organs,
-        "rooms": {},
+        "focus": None if rooms is None else _text(rooms["focus"]) or None,
+        "rooms": _rooms(rooms),
+        "personas": _personas(personas),
         "network": told["network"],
         "version": boot.get("version"),
         "image": boot.get("image"),
@@ -131,7 +148,74 @@ def page(found: Mapping[str, object]) -> str:
         lines.append(f"{name:<50}{f'{kib} KiB':>12}")
     total = f"{_object(found['memory'])['totalKiB']} KiB"
     lines.append(f"{'in all, pages that are shared counted once':<50}{total:>12}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_rooms_page(found)]) + "\n"
+
+
+def _rooms_page(found: Mapping[str, object]) -> list[str]:
+    """The rooms, the one with the focus marked, and the personas that have none."""
+    if found["rooms"] is None:
+        return ["rooms     not known: the freezer does not answer"]
+    rooms = _object(found["rooms"])
+    lines = []
+    if rooms:
+        lines.append(f"{'  room':<18}{'state':<10}{'version':>8}{'CPU':>16}  network")
+    for name, row in rooms.items():
+        room = _object(row)
+        mark = "*" if room["focus"] else " "
+        cpu = f"{room['cpuUsec']} µs"  # whole: that it stands still must be seen
+        network = " ".join(str(word) for word in (room["network"], room["address"]) if word)
+        lines.append(f"{mark} {name:<16}{room['state']!s:<10}{room['version']!s:>8}{cpu:>16}  {network}")
+        if room["blocker"]:
+            lines.append(f"    held up by process {room['blocker']}")
+    if rooms:
+        lines.append(f"* {found['focus']} has the focus" if found["focus"] else f"  {NOBODY}")
+    if found["personas"] is None:
+        return [*lines, "personas  not known: integrity does not answer"]
+    for name, row in _object(found["personas"]).items():
+        if name not in rooms:
+            persona = _object(row)
+            how = "DAMAGED" if persona["damaged"] else f"version {persona['version']}"
+            lines.append(f"  {name:<16}installed, {how}, no room   (./spine persona start {name})")
+    return lines or ["rooms     none, and no persona is installed   (./spine persona install linda)"]
+
+
+def _rooms(told: Told | None) -> dict[str, object] | None:
+    """Each room by its name; None: nobody can say."""
+    if told is None:
+        return None
+    rooms: dict[str, object] = {}
+    for row in _list(told["rooms"]):
+        room = _object(row)
+        # `connected 10.0.2.15/24`, or one word.
+        network, _, address = _text(room["network"]).partition(" ")
+        rooms[_text(room["name"])] = {
+            "state": _text(room["state"]),
+            "focus": room["name"] == told["focus"],
+            "version": room["version"],
+            "cpuUsec": room["cpuUsec"],
+            "network": network or None,
+            "address": address or None,
+            "store": _text(room["store"]) or None,
+            "blocker": _text(room["blocker"]) or None,
+        }
+    return rooms
+
+
+def _personas(told: Told | None) -> dict[str, object] | None:
+    """Each installed persona by its name; None: nobody can say."""
+    if told is None:
+        return None
+    rows = sorted((_object(row) for row in _list(told["personas"])), key=lambda row: _text(row["name"]))
+    return {
+        _text(row["name"]): {
+            "version": row["version"],
+            "keyId": _text(row["keyId"]),
+            "bytes": row["length"],
+            # What is on the disk is then not what was installed.
+            "damaged": not row["manifest"],
+        }
+        for row in rows
+    }
 
 
 def _listed(items: object) -> str:
@@ -148,9 +232,19 @@ def _object(item: object) -> dict[str, object]:
 
 def _rows(items: object) -> list[dict[str, object]]:
     """What integrity says of each slot and the ESP, in its order."""
+    return [{key: _object(item)[key] for key in CHECKED} for item in _list(items)]
+
+
+def _list(items: object) -> list[object]:
     if not isinstance(items, list):
         raise TypeError(f"a list was expected, not {type(items).__name__}")
-    return [{key: _object(item)[key] for key in CHECKED} for item in items]
+    return items
+
+
+def _text(item: object) -> str:
+    if not isinstance(item, str):
+        raise TypeError(f"a text was expected, not {type(item).__name__}")
+    return item
 
 
 def _number(item: object) -> float:

@@ -28,9 +28,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         ground = attach(args.ground)
     except SpineError:
-        # One that died by itself may have left a cgroup behind.
-        with state.locked(state.directory("container")):
-            Container(state.directory("container")).clean()
+        where = state.directory("container")
+        if args.ground != "machine" and Container.attach(where) is None:
+            # One that died by itself may have left a cgroup behind.
+            with state.locked(where):
+                Container(where).clean()
         raise
     kind = "container" if isinstance(ground, Container) else "machine"
     limit_s = CONTAINER_STOP_S if kind == "container" else MACHINE_STOP_S

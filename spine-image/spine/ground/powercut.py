@@ -4,7 +4,7 @@ Killing QEMU is no power cut: what the guest wrote and never flushed is on the h
 So the disk is put behind QEMU's log, in the format of Linux' dm-log-writes: a sector with the superblock,
 then for each write, flush and discard a sector with its header; the data of a write follow it. `replay`
 applies to a copy of the disk from before only what was sure to be durable at a chosen entry, and of the
-rest nothing, or a seeded part.
+rest nothing, or a seeded part. `begin` and `finish` do that for the disk of a ground.
 
 Touches the files it is given. The superblock's count lags behind (QEMU writes it now and then): entries
 below it must be right, or the log is refused with `LogError`; those after it count as far as they are
@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from spine.ground.disk import sparse_copy
-from spine.ground.qemu import DISK_NODE
+from spine.ground.disk import DISK_NODE, sparse_copy
 
 MAGIC = 0x6A736677736872
 VERSION = 1
@@ -35,6 +34,8 @@ DATA_MAX = 1 << 30
 # Beyond any disk, and far below where numbers of 64 bits overflow in bytes.
 SECTORS_MAX = 1 << 50
 COPY_BYTES = 1 << 20
+# The files of a ground whose disk is logged, beside the disk.
+BASE_FILE, LOG_FILE = "before.img", "writes.log"
 
 
 class LogError(ValueError):
@@ -66,6 +67,53 @@ class Keep:
     seed: int
     share: float = 0.5
     torn: bool = True
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a cut came to: how many requests were logged that change the disk, and which of them are gone."""
+
+    writes: int
+    lost: int
+    lost_bytes: int
+
+
+def begin(disk: Path, directory: Path) -> list[Mapping[str, object]]:
+    """Keep the disk as it is now and give QEMU's nodes that log what is written to it from here on."""
+    sparse_copy(disk, directory / BASE_FILE)
+    return blockdevs(disk, directory / LOG_FILE)
+
+
+def logged(directory: Path) -> bool:
+    """Whether the last machine of this directory ran with a log."""
+    return (directory / BASE_FILE).is_file() and (directory / LOG_FILE).is_file()
+
+
+def finish(disk: Path, directory: Path) -> Lost:
+    """After QEMU was killed: make the disk what was sure to be durable then, whole or not at all.
+
+    LogError, OSError: the disk is as QEMU left it.
+    """
+    base, log, new = directory / BASE_FILE, directory / LOG_FILE, disk.with_suffix(".cut")
+    entries = read(log)
+    try:
+        replay(base, log, len(entries), new)  # INV-HOST-4
+        new.rename(disk)
+    finally:
+        new.unlink(missing_ok=True)
+    gone = [
+        entry.size
+        for entry, sure in zip(entries, durable(entries, len(entries)), strict=True)
+        if entry.is_write and not sure
+    ]
+    forget(directory)
+    return Lost(sum(entry.is_write for entry in entries), len(gone), sum(gone))
+
+
+def forget(directory: Path) -> None:
+    """Remove the files of a log that nobody needs any more."""
+    for name in (BASE_FILE, LOG_FILE):
+        (directory / name).unlink(missing_ok=True)
 
 
 def blockdevs(disk: Path, log: Path) -> list[Mapping[str, object]]:

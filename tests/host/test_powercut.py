@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spine.ground import powercut
+from spine.ground.powercut import DISCARD, FLUSH, FUA, MARK, Entry, Keep, LogError
 from spine.ground.qmp import Qmp, QmpError
-from tests.powercut import blklog
-from tests.powercut.blklog import DISCARD, FLUSH, FUA, MARK, Entry, Keep, LogError
 
-SECTOR = blklog.SECTOR
+SECTOR = powercut.SECTOR
 DISK_SECTORS = 16
 
 # (kind, sector, sectors, fill): the requests of a small disk.
@@ -32,11 +32,11 @@ requests = st.lists(st.one_of(writes, st.just(("flush", 0, 0, 0)), st.just(("mar
 
 def log_of(asked: list[Request], *, count: int | None = None, sector: int = SECTOR) -> bytes:
     """A log as QEMU would write it; `count` is what the superblock says."""
-    parts = [blklog.SUPERBLOCK.pack(blklog.MAGIC, 1, len(asked) if count is None else count, sector)]
+    parts = [powercut.SUPERBLOCK.pack(powercut.MAGIC, 1, len(asked) if count is None else count, sector)]
     flags = {"write": 0, "fua": FUA, "discard": DISCARD, "flush": FLUSH, "mark": MARK}
     for kind, start, size, fill in asked:
         data = bytes([fill]) * (size * sector) if kind in ("write", "fua") else b""
-        header = blklog.ENTRY.pack(start, size, flags[kind], 4 if kind == "mark" else 0)
+        header = powercut.ENTRY.pack(start, size, flags[kind], 4 if kind == "mark" else 0)
         parts += [header + (b"name" if kind == "mark" else b""), data]
     return b"".join(part + bytes(-len(part) % sector) for part in parts)
 
@@ -82,11 +82,11 @@ def test_replay_against_a_model(
     cut = min(cut, len(asked))
     base, log, target = files(tmp_path_factory.mktemp("replay"), log_of(asked))
     sure, may = model(asked[:cut])
-    blklog.replay(base, log, cut, target)
+    powercut.replay(base, log, cut, target)
     assert fills(target) == sure
-    blklog.replay(base, log, cut, target, keep=Keep(seed))
+    powercut.replay(base, log, cut, target, keep=Keep(seed))
     assert all(found in allowed for found, allowed in zip(fills(target), may, strict=True))
-    blklog.replay(base, log, cut, target, keep=Keep(seed, share=1.0, torn=False))
+    powercut.replay(base, log, cut, target, keep=Keep(seed, share=1.0, torn=False))
     everything = model([*asked[:cut], ("flush", 0, 0, 0)])[0]
     forced = [row for row in asked[:cut] if row[0] == "fua"]
     assert fills(target) == everything or forced
@@ -97,7 +97,7 @@ def test_a_choice_is_made_again_by_its_seed(tmp_path: Path) -> None:
     base, log, target = files(tmp_path, log_of(asked))
     found = []
     for seed in (1, 1, 2, 3, 4):
-        blklog.replay(base, log, len(asked), target, keep=Keep(seed))
+        powercut.replay(base, log, len(asked), target, keep=Keep(seed))
         found.append(fills(target))
     assert found[0] == found[1]
     assert len(set(found)) > 2
@@ -110,9 +110,9 @@ def test_a_choice_is_made_again_by_its_seed(tmp_path: Path) -> None:
 @given(asked=requests, lag=st.integers(0, 5), sector=st.sampled_from([512, 4096]))
 def test_entries_after_the_counted_ones_are_found(asked: list[Request], lag: int, sector: int) -> None:
     log = log_of(asked, count=max(0, len(asked) - lag), sector=sector)
-    assert len(blklog.parse(log)) == len(asked)
+    assert len(powercut.parse(log)) == len(asked)
     # A preallocated log ends in zeros, which are no entries.
-    assert len(blklog.parse(log + bytes(3 * sector))) == len(asked)
+    assert len(powercut.parse(log + bytes(3 * sector))) == len(asked)
 
 
 @settings(max_examples=300, deadline=None)
@@ -120,9 +120,9 @@ def test_entries_after_the_counted_ones_are_found(asked: list[Request], lag: int
 def test_a_log_cut_short_is_a_prefix_or_refused(asked: list[Request], at: int, lag: int) -> None:
     counted = max(0, len(asked) - lag)
     log = log_of(asked, count=counted)
-    whole = blklog.parse(log)
+    whole = powercut.parse(log)
     try:
-        found = blklog.parse(log[:at])
+        found = powercut.parse(log[:at])
     except LogError:
         assert at < len(log)
     else:
@@ -137,7 +137,7 @@ def test_rot_is_never_a_crash(asked: list[Request], at: int, junk: bytes) -> Non
     at %= len(log)
     log[at : at + len(junk)] = junk
     try:
-        found = blklog.parse(bytes(log))
+        found = powercut.parse(bytes(log))
     except LogError:
         return
     assert all(isinstance(entry, Entry) and entry.data <= len(log) for entry in found)
@@ -146,20 +146,49 @@ def test_rot_is_never_a_crash(asked: list[Request], at: int, junk: bytes) -> Non
 @given(junk=st.binary(min_size=1, max_size=4096))
 def test_garbage_is_refused(junk: bytes) -> None:
     with pytest.raises(LogError):
-        blklog.parse(junk)
+        powercut.parse(junk)
 
 
 def test_an_empty_log_has_no_entries() -> None:
-    assert blklog.parse(b"") == []
+    assert powercut.parse(b"") == []
 
 
 def test_a_write_outside_of_the_disk_is_refused(tmp_path: Path) -> None:
     base, log, target = files(tmp_path, log_of([("write", DISK_SECTORS, 1, 1)]))
     with pytest.raises(LogError, match="the disk"):
-        blklog.replay(base, log, 1, target)
+        powercut.replay(base, log, 1, target)
     assert not target.exists()
     with pytest.raises(LogError, match="entries"):
-        blklog.replay(base, log, 2, target)
+        powercut.replay(base, log, 2, target)
+
+
+@pytest.mark.proves("INV-HOST-4")
+def test_a_ground_is_left_as_the_cut_leaves_it(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(DISK_SECTORS * SECTOR))
+    assert not powercut.logged(tmp_path)
+    powercut.begin(disk, tmp_path)
+    assert powercut.logged(tmp_path)
+    asked: list[Request] = [("write", 0, 2, 1), ("flush", 0, 0, 0), ("write", 1, 3, 2), ("fua", 8, 1, 3)]
+    (tmp_path / powercut.LOG_FILE).write_bytes(log_of(asked))
+    # What QEMU wrote through to the file, flushed or not, does not count.
+    disk.write_bytes(b"\xff" * (DISK_SECTORS * SECTOR))
+    assert powercut.finish(disk, tmp_path) == powercut.Lost(writes=3, lost=1, lost_bytes=3 * SECTOR)
+    assert fills(disk) == bytes([1, 1, 0, 0, 0, 0, 0, 0, 3]) + bytes(DISK_SECTORS - 9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.img"]
+
+
+def test_a_log_that_cannot_be_read_leaves_the_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"x" * SECTOR)
+    powercut.begin(disk, tmp_path)
+    (tmp_path / powercut.LOG_FILE).write_bytes(log_of([("write", 0, 2, 1)]))
+    with pytest.raises(LogError):
+        powercut.finish(disk, tmp_path)
+    assert disk.read_bytes() == b"x" * SECTOR
+    assert not (tmp_path / "disk.cut").exists()
+    powercut.forget(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.img"]
 
 
 @contextmanager
@@ -172,7 +201,7 @@ def qemu(disk: Path, log: Path, directory: Path) -> Iterator[Qmp]:
         "-mon",
         "chardev=qmp,mode=control",
     ]
-    for node in blklog.blockdevs(disk, log):
+    for node in powercut.blockdevs(disk, log):
         command += ["-blockdev", json.dumps(node)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:
         try:
@@ -205,7 +234,7 @@ def test_what_qemu_writes_is_read(tmp_path: Path) -> None:
         io("write -P 3 4096 1k")
         io("discard 1024 512")
         asked = ["write", "flush", "write", "write", "discard"]
-        entries = blklog.read(log)
+        entries = powercut.read(log)
         assert len(entries) == len(asked)
         assert [entry.flags for entry in entries] == [0, FLUSH, 0, 0, DISCARD]
         (counted,) = struct.unpack_from("<Q", log.read_bytes(), 16)
@@ -217,10 +246,10 @@ def test_what_qemu_writes_is_read(tmp_path: Path) -> None:
         # Killed here, with the last write neither flushed nor counted.
     # The file has it all the same: killing QEMU is no power cut.
     assert fills(disk)[:9] == bytes([2, 0, 0, 1, 0, 0, 0, 0, 3])
-    blklog.replay(base, log, 5, target)
+    powercut.replay(base, log, 5, target)
     assert fills(target)[:10] == bytes([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
-    blklog.replay(base, log, 7, target)
+    powercut.replay(base, log, 7, target)
     assert fills(target)[:10] == bytes([2, 1, 0, 1, 0, 0, 0, 0, 3, 3])
-    entries = blklog.read(log)
+    entries = powercut.read(log)
     assert len(entries) == 7
-    assert blklog.durable(entries, 7) == [True, True, True, True, True, False, False]
+    assert powercut.durable(entries, 7) == [True, True, True, True, True, False, False]
