@@ -121,7 +121,13 @@ def duplicate(fds: Sequence[int]) -> tuple[int, ...]:
 
 def connect(path: str) -> socket.socket:
     """A connection to a callee's listener, which is there before the callee is. Unsent when it takes none."""
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    try:
+        made = socket.socket(socket.AF_UNIX, kind)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise Unsent(error) from None
+        raise
     try:
         made.connect(path)
     except OSError as error:

@@ -44,6 +44,8 @@ LENGTH_MAX: Final = 64 * 1024**3
 # A command line that a person wrote, not one that a program put together.
 INIT_WORDS_MAX: Final = 16
 INIT_CHARS_MAX: Final = 256
+# All words together, in UTF-8: as much as the builder takes of a command.
+INIT_BYTES_MAX: Final = 8192
 # From a shell with one script to all of a large machine.
 MEMORY_BYTES: Final = (16 * 1024**2, 64 * 1024**3)
 PIDS: Final = (1, 4096)
@@ -354,6 +356,8 @@ def _init(root: _Fields) -> tuple[str, ...]:
             raise root.refuse("init", "a word has a character that no argument of a program can have")
     if not words[0].startswith("/"):
         raise root.refuse("init", "the program must be named by its whole path")
+    if sum(len(word.encode()) for word in words) > INIT_BYTES_MAX:
+        raise root.refuse("init", f"all words together must have at most {INIT_BYTES_MAX} bytes")
     return tuple(words)
 
 

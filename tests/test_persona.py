@@ -12,10 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from organs import persona
+from organs.builder import protocol
 from organs.persona import PersonaRefused, Refusal
 from tests.personas import DOCUMENT, KEY, PUBLIC, block, described
 
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes(reversed(range(32))))
+
+
+def test_every_command_that_a_manifest_may_have_fits_the_builder() -> None:
+    assert persona.INIT_BYTES_MAX <= protocol.WORDS_BYTES_MAX
+    assert persona.INIT_WORDS_MAX <= protocol.WORDS_MAX
+    words = ["/" + "\U0001f9c0" * 255] * persona.INIT_WORDS_MAX
+    found = refused({**DOCUMENT, "init": words})
+    assert (found.key, found.kind) == ("init", Refusal.MALFORMED)
+    fitting = words[: persona.INIT_BYTES_MAX // len(words[0].encode())]
+    assert persona.decode(persona.canonical({**DOCUMENT, "init": fitting})).init == tuple(fitting)
 
 
 def refused(document: object) -> PersonaRefused:

@@ -408,7 +408,7 @@ class Freezer:
     async def request_focus(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         """A room's wish; answered when the hand-over has begun."""
         room = self._hands.find(str(params["room"]))
-        if room is not None and not room.facts.may_focus:  # INV-FOCUS-7
+        if room is None or not room.facts.may_focus:  # INV-FOCUS-7
             raise Failure(Code.FORBIDDEN, "the persona was not granted to pass the focus on")
         self._wish(str(params["persona"]), str(params["room"]))
         return {}

@@ -387,7 +387,9 @@ class Umbilical:
         try:
             with serving.scope:
                 if before is not None:
-                    await before.over.wait()
+                    # Also when this one is over already: who comes after waits for both.
+                    with trio.CancelScope(shield=True):
+                        await before.over.wait()
                 while True:
                     try:
                         results, fds = await self._take({"room": name, "cgroup": serving.cgroup})

@@ -783,6 +783,11 @@ async def test_where_there_is_no_room_for_all_there_are_none() -> None:
             os.close(fd)
 
 
+def test_no_room_for_a_connection_is_said() -> None:
+    with room_for(0), pytest.raises(Unsent, match="open files"):
+        descriptors.connect("/nowhere")
+
+
 async def test_no_room_for_copies_is_a_failure_of_the_call() -> None:
     with no_leak(), files(*WORDS) as fds:
         async with serving() as (peer, _):
