@@ -44,14 +44,19 @@ FREEZER = "organs/freezer/organ.py"
 MANIFEST = "organs/manifest.toml"
 # Long before any image: a machine whose battery is empty.
 WRONG_CLOCK = "2001-01-01"
-# The freezer as it is, and `asker.py` in a thread of it.
+# The freezer as it is, and `asker.py` in a thread of it, which has the line to the builder. The freezer's own
+# leads to nobody: two readers of one line would take each other's answers.
 ASKING = """
 
 async def main(spine: Spine) -> None:
     import threading
+    from types import SimpleNamespace
 
     await ask_time(spine)
-    threading.Thread(target=ask_builder, args=(spine,), daemon=True).start()
+    place = SimpleNamespace(generation=spine.generation, fds=dict(spine.fds))
+    threading.Thread(target=ask_builder, args=(place,), daemon=True).start()
+    ours, _nobody = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    spine.fds = {**spine.fds, PAIR: ours.fileno()}
     await freeze(spine)
 """
 
@@ -233,6 +238,7 @@ def test_the_builder_checks_blocks_and_makes_a_room_and_a_card_is_parked_and_the
             facts.update(json.loads(found))
         return fact in facts
 
+    within("proposed the time", lambda: told("the clock follows"))
     within("asked the builder", lambda: told("kill the builder"))
     before = live.table()["builder"]
     live.probe("kill", "builder", 9)
