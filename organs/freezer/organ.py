@@ -11,6 +11,7 @@ kernel's state is read and taken for the truth.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -38,6 +39,9 @@ from organs.kernel.cgroups import Standing, Subtree
 CONSOLE_S = 5.0
 PAIR: Final = "pair:builder"
 VERITY: Final = "dm-verity"
+# An errand of the builder ends within moments; what is left after this goes when the name is used again.
+REMOVE_TRIES: Final = 50
+REMOVE_PAUSE_S: Final = 0.1
 # Until integrity is asked again: it may be restarting.
 AGAIN_S: Final = 1.0
 # Three streams and the pipe for the end.
@@ -323,6 +327,18 @@ class Freezer:
             self._groups.remove(room)
         except OSError as error:
             say(f"{room}: its cgroup stays: {error}")
+            self._start(self._remove_later, room)
+
+    async def _remove_later(self, room: str) -> None:
+        """What the builder had begun came into it after the look: that ends, and the cgroup goes."""
+        for _ in range(REMOVE_TRIES):
+            await trio.sleep(REMOVE_PAUSE_S)
+            if self._state.phase(room) is not Phase.ABSENT:
+                return  # another room has the name, which cleared it
+            with contextlib.suppress(OSError):
+                self._groups.kill(room)
+                self._groups.remove(room)
+                return
 
     def _settle(self, now: str | None, why: str) -> None:
         self._moved_ns = time.monotonic_ns()

@@ -77,6 +77,7 @@ class Room:
     # The address it got; None while it is not connected. One that asks and one that reports may meet here.
     address: str | None = None
     network_lock: trio.Lock = field(default_factory=trio.Lock)
+    again: trio.CancelScope | None = None
 
     @property
     def network(self) -> str:
@@ -238,11 +239,15 @@ class Rooms:
         room = self._rooms.get(name)
         if room is None or room.facts.inbound is None:
             return
+        if step is Step.CUT:
+            # Who connects it again, as netroom was restarted, gives up: a hand-over does not wait for that.
+            room.address = None
+            if room.again is not None:
+                room.again.cancel()
         async with room.network_lock:
             if self._rooms.get(name) is not room:
                 raise Failure(Code.STALE, f"{name}: the room has ended")  # and its descriptors are closed
             if step is Step.CUT:
-                room.address = None
                 await self._netroom.call("cut", {"room": name}, fds=[room.fds[what] for what in CUT])
             elif step is Step.CONNECT:
                 await self._connect(name, room)
@@ -273,13 +278,15 @@ class Rooms:
                         await self._connect_again(name, room)
 
     async def _connect_again(self, name: str, room: Room) -> None:
-        async with room.network_lock:
-            # It may have been cut, or have ended, while this waited.
-            if room.address is not None and self._rooms.get(name) is room:
-                try:
-                    await self._connect(name, room)
-                except Failure as failure:
-                    say(f"{name} has lost its network: {failure}")
+        with trio.CancelScope() as room.again:
+            async with room.network_lock:
+                # It may have been cut, or have ended, while this waited.
+                if room.address is not None and self._rooms.get(name) is room:
+                    try:
+                        await self._connect(name, room)
+                    except Failure as failure:
+                        say(f"{name} has lost its network: {failure}")
+        room.again = None
 
     def forget(self, name: str) -> None:
         """The room is gone: let go of all that was its own."""

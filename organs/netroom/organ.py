@@ -263,6 +263,8 @@ class Rooms:
         self._clock = Clock(lambda booted_ms: nursery.start_soon(self._propose, booted_ms))
         self.events = Events(interface, self.present)
         self._rooms: dict[str, Room] = {}
+        # One room begins or ends at a time: who ends one knows that none begins meanwhile.
+        self._changing = trio.Lock()
         # By room; in memory only, so that nothing of a network is found on a disk.
         self._remembered: dict[str, IPv4Address] = {}
 
@@ -279,17 +281,18 @@ class Rooms:
             chains = closed.chains(inbound)
         except ValueError as error:
             raise Failure(Code.INVALID, f"netroom: unable to connect {name}: {error}") from error
-        await self._end(name)
-        if not self._remembers(name):
-            raise Failure(Code.FULL, f"netroom: unable to connect {name}: {ROOMS_MAX} rooms are known")
-        try:
-            room = self._accept(name, call.fds, chains)
-        except RoomRefused as error:
-            raise Failure(Code.REFUSED, f"netroom: unable to connect {error}") from error
-        self._rooms[name] = room
-        self._netroom.connected.add(name)
-        self.events.emit("connected", **told(room))
-        self._nursery.start_soon(self._keep, room)
+        async with self._changing:
+            await self._end(name)
+            if not self._remembers(name):
+                raise Failure(Code.FULL, f"netroom: unable to connect {name}: {ROOMS_MAX} rooms are known")
+            try:
+                room = self._accept(name, call.fds, chains)
+            except RoomRefused as error:
+                raise Failure(Code.REFUSED, f"netroom: unable to connect {error}") from error
+            self._rooms[name] = room
+            self._netroom.connected.add(name)
+            self.events.emit("connected", **told(room))
+            self._nursery.start_soon(self._keep, room)
         with trio.move_on_after(ANSWER_S):
             await room.settled.wait()
         if room.held is None:
@@ -329,22 +332,24 @@ class Rooms:
         name = room_name(params)
         if len(call.fds) != CUT_FDS:
             raise Failure(Code.INVALID, f"netroom: unable to cut {name}: two descriptors are needed")
-        # First, so that nothing of ours comes after what follows.
-        await self._end(name)
-        try:
-            with in_room(name), closing(netlink.through(os.dup(call.fds[1]))) as inside:
-                down(inside)  # INV-NET-5
-        except RoomRefused as error:
-            raise Failure(Code.REFUSED, f"netroom: unable to cut {error}") from error
-        finally:
-            # Also where the kernel refused: what carried it goes down.
-            self._netroom.settle()
+        async with self._changing:
+            # First, so that nothing of ours comes after what follows.
+            await self._end(name)
+            try:
+                with in_room(name), closing(netlink.through(os.dup(call.fds[1]))) as inside:
+                    down(inside)  # INV-NET-5
+            except RoomRefused as error:
+                raise Failure(Code.REFUSED, f"netroom: unable to cut {error}") from error
+            finally:
+                # Also where the kernel refused: what carried it goes down.
+                self._netroom.settle()
         return {}
 
     async def forget(self, _call: Call, params: Mapping[str, object]) -> dict[str, object]:
         """The handler. Raises Failure, OSError."""
         name = room_name(params)
-        await self._end(name)
+        async with self._changing:
+            await self._end(name)
         self._remembered.pop(name, None)
         self._netroom.settle()
         return {}

@@ -416,6 +416,26 @@ async def test_a_cgroup_that_is_in_the_way_is_cleared(root: Path) -> None:
         assert house.freezer.state.phase("linda") is Phase.FROZEN
 
 
+async def test_what_the_builder_still_put_into_a_cgroup_goes_with_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Subtree.remove
+    late: list[int] = []
+
+    def remove(groups: Subtree, name: str) -> None:
+        if not late:
+            late.extend(spin(root / name))
+        real(groups, name)
+
+    monkeypatch.setattr(Subtree, "remove", remove)
+    async with housed(root) as house:
+        await house.rooms("linda")
+        with trio.fail_after(PATIENCE_S):
+            await house.freezer.stop(CALL, {"persona": "linda"})
+        assert len(late) == 1
+        await house.until(lambda: not (root / "linda").exists())
+
+
 async def test_rooms_are_started_and_stopped_once(root: Path) -> None:
     async with housed(root) as house:
         with trio.fail_after(PATIENCE_S):

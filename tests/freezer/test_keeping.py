@@ -73,6 +73,7 @@ class Neighbour:
     may_answer: trio.Event = field(default_factory=trio.Event)
     connected: tuple[str, ...] = ()
     about: list[tuple[str, object]] = field(default_factory=list)
+    restarted: trio.Event = field(default_factory=trio.Event)
 
     async def call(
         self, method: str, params: Mapping[str, object], *, fds: Sequence[int] = ()
@@ -93,12 +94,14 @@ class Neighbour:
         return {"persona": row}, (os.open(self.image, os.O_RDONLY),)
 
     def events(self) -> AsyncIterator[Snapshot | News]:
-        """netroom says once what it has connected."""
+        """netroom says what it has connected; after a restart that is nothing."""
         return self._events()
 
     async def _events(self) -> AsyncIterator[Snapshot | News]:
         told = [News("connected", {"room": room, "address": ""}) for room in self.connected]
         yield Snapshot(1, tuple(told))
+        await self.restarted.wait()
+        yield Snapshot(2, ())
         await trio.sleep_forever()
 
 
@@ -293,6 +296,29 @@ async def test_the_network_of_a_room_that_is_not_there_is_taken_down(root: Path,
     async with housed(root, image, connected=("ghost",)) as house:
         await house.until_it_rests()
         assert house.netroom.about == [("forget", "ghost")]
+
+
+async def test_a_hand_over_does_not_wait_for_who_connects_again(root: Path, image: Path) -> None:
+    async with housed(root, image) as house:
+        house.groups.make("linda")
+        await house.rooms.build("linda")
+        await house.rooms.perform(Step.CONNECT, "linda")
+        house.netroom.may_answer = trio.Event()
+        house.netroom.restarted.set()
+        await house.until_it_rests()
+        assert [method for method, _ in house.netroom.asked] == ["connect", "connect"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.rooms.perform, Step.CUT, "linda")
+            await house.until_it_rests()
+            # Nobody has answered the second connect.
+            assert [method for method, _ in house.netroom.asked] == ["connect", "connect", "cut"]
+            house.netroom.may_answer.set()
+        room = house.rooms.find("linda")
+        assert room is not None
+        assert room.network == "cut"
+        house.rooms.forget("linda")
+        await house.until_it_rests()
+        house.groups.remove("linda")
 
 
 async def test_a_room_that_ended_while_its_turn_came_is_not_cut(root: Path, image: Path) -> None:
