@@ -20,8 +20,9 @@ from organs.netroom.sntp import Kiss, Reply, Times
 _SECOND_US: Final = 1_000_000
 # A lease may name any number of them; more than four add nothing to a majority.
 SERVERS_MAX: Final = 4
-# How often each is asked in a round, and the pause between. RFC 5905's burst is two seconds as well.
-PASSES_MAX: Final = 3
+# How often each is asked in a round, and the pause between. RFC 5905's burst is eight, two seconds apart. One
+# server has to answer three times; two datagrams that a network loses, or a cut, do not make a round void.
+PASSES_MAX: Final = 5
 PASS_US: Final = 2 * _SECOND_US
 # After a proposal. bay0 hears one an hour, so this is a little more.
 ROUND_US: Final = 65 * 60 * _SECOND_US

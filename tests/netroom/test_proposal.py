@@ -82,6 +82,16 @@ def test_one_server_is_asked_three_times() -> None:
     assert len(asking.next()) == 1
 
 
+def test_what_a_cut_swallows_does_not_make_a_round_void() -> None:
+    asking = Asking()
+    for number in range(proposal.PASSES_MAX):
+        assert asking.proposals() == []
+        [ask] = asking.next()
+        if number >= proposal.PASSES_MAX - proposal.AGREEING_MIN:
+            asking.answer(ask, 0)
+    assert asking.proposals() == [BOOTED_US // 1000]
+
+
 def test_three_servers_that_agree_are_asked_once_and_the_last_decides_when() -> None:
     asking = Asking(*SERVERS[:3])
     asks = asking.next()
@@ -153,7 +163,7 @@ def test_a_kiss_is_honoured() -> None:
     asking.answer(deny, Kiss.DENY)
     asking.answer(other, Kiss.OTHER)
     asking.answer(good, 0)
-    for _ in range(2):
+    for _ in range(proposal.PASSES_MAX - 1):
         assert [ask.server for ask in asking.next()] == [other.server, good.server]
     assert asking.next() == []
     # In the next round who said "less often" is asked again; who said "never" is not, on no network.

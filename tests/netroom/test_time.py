@@ -109,12 +109,14 @@ async def test_what_the_network_says_is_proposed_to_bay0(world: Net, linda: Room
             # It came by the room's own address, and says nothing but its number.
             assert {who for _, who in server.questions} == {(ROOM, 68)}
             assert {question[:40] for question, _ in server.questions} == {b"\x23" + bytes(39)}
-            assert len({question[40:] for question, _ in server.questions}) == proposal.PASSES_MAX
+            asked_times = len(server.questions)
+            assert len({question[40:] for question, _ in server.questions}) == asked_times
+            assert proposal.AGREEING_MIN <= asked_times <= proposal.PASSES_MAX
             # Connected again, it is not asked again: the round is over.
             await netroom.cut(linda)
             await netroom.connect(linda)
             await trio.sleep(2 * proposal.PASS_US / 1_000_000)
-            assert len(server.questions) == proposal.PASSES_MAX
+            assert len(server.questions) == asked_times
             assert len(netroom.asked) == 1
 
 
@@ -196,8 +198,8 @@ async def test_with_the_powers_of_its_stanza_it_can_ask(world: Net, linda: Room)
     """Its own process, with its capability and its filter of system calls; it is told nothing of the time."""
     with trio.fail_after(DEADLINE_S):
         async with time_server(world):
-            *_, asked = await trio.to_thread.run_sync(confined, world, linda, "--time")
-            assert isinstance(asked, dict)
+            said = await trio.to_thread.run_sync(confined, world, linda, "--time")
+            [asked] = [line for line in said if isinstance(line, dict) and "ask" in line]
             assert asked["ask"] == "time"
             booted_ms = realtime.wall_ms() - realtime.since_boot_ms() + AHEAD_S * 1000
             assert abs(asked["bootedMs"] - booted_ms) <= WRONG_MS_MAX
