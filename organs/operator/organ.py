@@ -281,32 +281,49 @@ async def _listen(spine: Spine, sessions: Sessions, fd: int) -> None:
             nursery.start_soon(_client, spine, sessions, sock, slots)
 
 
-async def _device(spine: Spine, sessions: Sessions, fd: int) -> None:
+class Changes:
+    """Tells every port that a host came or went: of a signal's readers only the last hears it."""
+
+    def __init__(self) -> None:
+        self.next = trio.Event()
+        """Set when the kernel tells of the next change, at any port."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        with trio.open_signal_receiver(signal.SIGIO) as changes:
+            async for _ in changes:
+                self.next.set()
+                self.next = trio.Event()
+
+
+async def _device(spine: Spine, sessions: Sessions, changes: Changes, fd: int) -> None:
     # One for all clients: the end of the last one is told beside the stream, and may be heard when the first
     # call of the next one has been read already. That call must not end with the client before.
     session = Session(spine, sessions, DeviceStream(fd))
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    with trio.open_signal_receiver(signal.SIGIO) as changes:
-        async with trio.open_nursery() as calls:
-            while True:
-                await session.run(calls)
-                with trio.move_on_after(CLOSED_POLL_S):
-                    await changes.__anext__()
+    async with trio.open_nursery() as calls:
+        while True:
+            # Taken before the stream is read: a host that comes as the last one goes is not missed.
+            change = changes.next
+            await session.run(calls)
+            with trio.move_on_after(CLOSED_POLL_S):
+                await change.wait()
 
 
-async def _port(spine: Spine, sessions: Sessions, fd: int) -> None:
+async def _port(spine: Spine, sessions: Sessions, changes: Changes, fd: int) -> None:
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         await _listen(spine, sessions, fd)
     else:
-        await _device(spine, sessions, fd)
+        await _device(spine, sessions, changes, fd)
 
 
 async def main(spine: Spine) -> None:
     """Serve the ports. Ready at once: callers of a port find out about each organ by calling it."""
     spine.ready()
-    sessions = Sessions(spine.bus.peers["freezer"])
+    sessions, changes = Sessions(spine.bus.peers["freezer"]), Changes()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sessions.run)
+        nursery.start_soon(changes.run)
         for name in (layout.PORT, layout.TAP_PORT):
-            nursery.start_soon(_port, spine, sessions, spine.fds[f"device:{name}"])
+            nursery.start_soon(_port, spine, sessions, changes, spine.fds[f"device:{name}"])

@@ -7,6 +7,8 @@ after the first call of the next client was read.
 from __future__ import annotations
 
 import base64
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,8 +16,10 @@ import trio
 import trio.testing
 
 from bus.envelope import Envelope, Kind, pack, unpack
-from organs.operator.organ import Session
+from organs.operator.organ import Changes, Session
 from spine.ground import port
+
+PATIENCE_S = 30
 
 
 class Wire:
@@ -90,3 +94,23 @@ async def test_the_calls_of_a_client_that_has_a_stream_of_its_own_end_with_it(
     released.set()
     await trio.testing.wait_all_tasks_blocked()
     assert wire.written == []
+
+
+async def test_every_port_hears_that_a_host_came_or_went() -> None:
+    """Of several readers of one signal in a process only the last would hear it."""
+    changes, woken = Changes(), list[str]()
+
+    async def port(name: str) -> None:
+        await changes.next.wait()
+        woken.append(name)
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(changes.run)
+            async with trio.open_nursery() as ports:
+                for name in ("one", "other"):
+                    ports.start_soon(port, name)
+                await trio.testing.wait_all_tasks_blocked()
+                os.kill(os.getpid(), signal.SIGIO)
+            assert sorted(woken) == ["one", "other"]
+            nursery.cancel_scope.cancel()
