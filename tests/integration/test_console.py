@@ -117,7 +117,8 @@ def test_the_console_goes_on_after_what_restarts(terminal: Terminal) -> None:
     within("linda has it", lambda: status()["focus"] == "linda")
     within("she hears", lambda: _heard(terminal))
     spine("reboot")
-    terminal.see(b"this is the console of linda")
+    # A reboot may be over before the view has noticed it; then it goes on with the new shell, without a word.
+    terminal.see(b"BusyBox")
     terminal.see(PROMPT)
     spine("stop")
     terminal.see(b"the spine has shut down")
