@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -63,6 +64,17 @@ class Freezer:
     def hear(self) -> tuple[Answer, list[int]]:
         datagram, fds, _, _ = socket.recv_fds(self.ours, protocol.DATAGRAM_BYTES_MAX, 16)
         return protocol.decode_answer(datagram), fds
+
+    def forget(self) -> None:
+        """Close what lies in the line: what the dead one had answered, and what it had not read yet.
+
+        Descriptors in it hold a room's files and its device until somebody takes them.
+        """
+        while readable := select.select([self.ours, self.theirs], [], [], 0)[0]:
+            for end in readable:
+                _, fds, _, _ = socket.recv_fds(end, protocol.DATAGRAM_BYTES_MAX, 16, socket.MSG_CMSG_CLOEXEC)
+                for fd in fds:
+                    os.close(fd)
 
     def ask(self, request: Request, *fds: int) -> tuple[Answer, list[int]]:
         self.say(request, *fds)

@@ -206,14 +206,7 @@ def test_a_builder_killed_in_the_making_leaves_nothing(house: Household, image: 
         house.freezer.end()
         os.close(device)
         house.remove(home)
-        # What the dead one had answered is nobody's. A listener in it keeps the room's files and the device.
-        house.freezer.ours.setblocking(False)
-        try:
-            while True:
-                for fd in house.freezer.hear()[1]:
-                    os.close(fd)
-        except BlockingIOError:
-            house.freezer.ours.settimeout(30)
+        house.freezer.forget()
         until_gone(folder)
         house.freezer.start()
         assert made.name
