@@ -39,6 +39,9 @@ CALL_S = 20.0
 # The answer to a call that ran to its deadline must still have time to come back.
 ANSWER_SLACK_S = 5.0
 LOCK_POLL_S = 0.02
+# Who waits for the port waits longer than an answer may take: programs in rooms hold it in turns, and chance
+# says whose turn it is.
+TURNS = 4
 
 EXITS = {
     Code.NOT_FOUND: Exit.NO_SUCH_THING,
@@ -127,7 +130,8 @@ class Port:
         end = time.monotonic() + deadline_s
         try:
             if not shared:
-                self._lock_port(end)
+                self._lock_port(time.monotonic() + TURNS * deadline_s)
+                end = time.monotonic() + deadline_s
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._lock.callback(self._socket.close)
             self._connect(end)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spine.ground.port import Port
     from spine.ground.qemu import Machine
 
-HELD_S = 1.0
+HELD_S = 0.5
 # Others look for the port's lock more often than this.
 LEFT_S = 0.05
 
