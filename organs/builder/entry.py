@@ -1,10 +1,10 @@
-"""Into a room that lives: starting a command in it, and binding its umbilical anew.
+"""Into a room that lives: starting a command in it.
 
 Nothing is remembered of a room: its first process is found in its cgroup each time, and the room is entered
 by a descriptor of that process.
-Touches: clone3, setns(2), /run of the room.
+Touches: clone3, setns(2).
 Never: enters a room whose first process is not the room's own yet; trusts a path of the room.
-Fails: Lost when nothing lives there, Unfit when the room has put something in the way; OSError.
+Fails: Lost when nothing lives there; OSError.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ import socket
 import time
 from typing import Final, NoReturn
 
-from organs.builder import furnishing, rooms, threshold
-from organs.builder.errands import Lost, Unfit, say
-from organs.builder.protocol import Exec, Listen, RoomMade, Started
+from organs.builder import furnishing, threshold
+from organs.builder.errands import Lost, say
+from organs.builder.protocol import Exec, Started
 from organs.builder.verdict import UID_BASE
-from organs.kernel import mounts, namespaces, privileges, processes
+from organs.kernel import mounts, namespaces, processes
 
 # How long a room that was just thawed may take to its own first line, and how often that is looked at.
 BEGIN_S: Final = 5.0
 POLL_S: Final = 0.002
 _NOT_BEGUN: Final = "the room has not begun"
-# What a room may have bound or made by the umbilical's name.
-_TAKEN: Final = (IsADirectoryError, PermissionError, FileExistsError)
 
 
 def start(request: Exec, own: int, line: socket.socket, cgroup: int, standard: tuple[int, ...]) -> None:
@@ -76,28 +74,6 @@ def _live(program: threshold.Program, first: int, standard: tuple[int, ...]) -> 
     except OSError:
         os._exit(threshold.EXIT_KERNEL)
     threshold.cross(program, standard)
-
-
-def listen(request: Listen, own: int, line: socket.socket, cgroup: int) -> None:
-    """A listener at the umbilical's place in the room. Says RoomMade with it."""
-    first = _first(cgroup)
-    namespaces.enter(first.pidfd, namespaces.INSIDE)
-    privileges.become_fitter()
-    try:
-        listener = rooms.listen()
-    except _TAKEN as error:
-        raise Unfit(
-            f"something of the room's own is at /run/{furnishing.UMBILICAL} ({error.strerror})"
-        ) from None
-    answer = RoomMade(
-        id=request.id,
-        asker=request.asker,
-        generation=own,
-        name=request.name,
-        pid=first.pid,
-        holds=("listener",),
-    )
-    say(line, answer, listener)
 
 
 def _first(cgroup: int) -> namespaces.First:

@@ -26,7 +26,6 @@ from organs.builder.protocol import (
     DESCRIPTORS_MAX,
     Answer,
     Exec,
-    Listen,
     Refusal,
     Refused,
     Room,
@@ -38,7 +37,7 @@ from organs.kernel.nodes import Missing
 # A large image on a slow machine takes seconds. Nobody waits for the builder meanwhile but who asked.
 DEADLINE_S: Final = 60.0
 
-Long = Room | Exec | Listen
+Long = Room | Exec
 # What an errand runs: it is given the descriptors that came with the request and its line to the builder, and
 # answers there. What it raises is answered as a refusal.
 Work = Callable[[socket.socket, tuple[int, ...]], None]

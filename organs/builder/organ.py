@@ -31,7 +31,6 @@ from organs.builder.protocol import (
     Device,
     Exec,
     Hello,
-    Listen,
     Made,
     Refusal,
     Refused,
@@ -118,8 +117,6 @@ class Builder:
                     return self._room(request, fds)
                 case Exec():
                     return self._exec(request, fds)
-                case Listen():
-                    return self._listen(request, fds)
         except Missing as missing:
             return self._refuse(request, Refusal.MISSING, str(missing)), []
         except OSError as error:
@@ -205,23 +202,7 @@ class Builder:
         )
         return None
 
-    def _listen(self, request: Listen, fds: Sequence[int]) -> tuple[Answer, list[int]] | None:
-        if wrong := self._unmeant(request, fds, 1):
-            return wrong
-        if full := verdict.errands(self.errands.under_way):
-            return self._refuse(request, Refusal.LIMIT, full), []
-        self.errands.start(
-            request,
-            tuple(fds),
-            lambda line, given: entry.listen(request, self._generation, line, given[0]),
-            status=None,
-            sibling=False,
-        )
-        return None
-
-    def _unmeant(
-        self, request: Exec | Listen, fds: Sequence[int], number: int
-    ) -> tuple[Answer, list[int]] | None:
+    def _unmeant(self, request: Exec, fds: Sequence[int], number: int) -> tuple[Answer, list[int]] | None:
         """The refusal of a request that is not for now, or not for a room's cgroup."""
         if stale := verdict.addressed(request.generation, self._generation):
             return self._refuse(request, Refusal.STALE, stale), []

@@ -126,19 +126,6 @@ class Exec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listen:
-    """Bind the room's umbilical anew, because nobody holds its listener any more.
-
-    Beside it: a descriptor of the cgroup's directory. Answered with RoomMade that holds only a listener.
-    """
-
-    id: int
-    asker: int
-    generation: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
     """The builder is there. Said unasked at its start, then with `id` and `asker` 0."""
 
@@ -203,7 +190,7 @@ class Refused:
     reason: str
 
 
-Request = Hello | Device | Release | Room | Exec | Listen
+Request = Hello | Device | Release | Room | Exec
 Answer = Welcome | Made | Released | RoomMade | Started | Refused
 Message = Request | Answer
 
@@ -253,8 +240,6 @@ def decode_request(datagram: bytes) -> Request:
                 environment=_words(fields, "environment"),
                 terminal=_flag(fields, "terminal"),
             )
-        case "listen":
-            message = Listen(**head, name=_text(fields, "name"))
         case _:
             raise Unreadable(f"{kind[:64]!r} is nothing one can ask")
     _end(fields)

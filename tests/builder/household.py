@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from organs.builder.protocol import Exec, Listen, Made, Refusal, Refused, Release, Room, RoomMade, Started
+from organs.builder.protocol import Exec, Made, Refusal, Refused, Release, Room, RoomMade, Started
 from organs.builder.verdict import IDS, UID_BASE
 from tests.builder.asking import DEADLINE_S, Freezer
 
@@ -247,14 +246,6 @@ class Household:
         done = self.run(room, "sh", "-c", script)
         assert (done.ending, done.err) == ("exit 0", ""), done
         return done.out
-
-    def listen(self, room: Living) -> socket.socket:
-        """A fresh listener at the room's umbilical."""
-        with opened(room.home) as cgroup:
-            answer, fds = self.freezer.ask(Listen(**self.freezer.head(), name=room.name), cgroup)
-        assert isinstance(answer, RoomMade), answer
-        assert answer.holds == ("listener",)
-        return socket.socket(fileno=fds[0])
 
     def release(self, made: Made) -> None:
         """The builder lets go of a device."""
