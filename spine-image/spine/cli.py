@@ -26,7 +26,7 @@ VERBS_DIRECTORY = Path(__file__).resolve().parent / "verbs"
 # The order in help: the way a person meets them. Verbs not named here follow by name.
 VERBS_FIRST = (
     *("demo", "boot", "status", "persona", "focus", "exec", "call", "log", "reboot", "powercut", "stop"),
-    *("doctor", "build", "test"),
+    *("doctor", "build", "image", "test"),
 )
 # A reader that went away (`./spine log | head`) ends us as SIGPIPE would: 128 + 13.
 EXIT_BROKEN_PIPE = 141

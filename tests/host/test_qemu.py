@@ -71,6 +71,13 @@ def test_what_a_test_asks_for() -> None:
     assert after(words, "-accel") == ["kvm"]
 
 
+def test_a_firmware_with_secure_boot_keeps_its_variables_to_itself() -> None:
+    words = qemu.arguments(plan(secure=True))
+    assert after(words, "-machine") == ["q35,smm=on,pflash0=code,pflash1=variables"]
+    assert "driver=cfi.pflash01,property=secure,value=on" in after(words, "-global")
+    assert "smm=off" in after(qemu.arguments(plan()), "-machine")[0]
+
+
 def test_what_a_test_asks_for_of_the_network() -> None:
     words = qemu.arguments(plan(forward=((8080, 80), (2222, 22)), outside=True))
     assert after(words, "-netdev") == [

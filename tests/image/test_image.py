@@ -4,12 +4,13 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from organs import layout, persona
-from spine.image import build, disk, keys, slot, uki, verity
+from spine.image import authenticode, build, disk, keys, slot, uki, verity
 from spine.image.cache import file_digest
 from spine.progress import Progress
 
@@ -111,6 +112,22 @@ def test_each_program_trusts_its_own_slot(image: Path) -> None:
         assert line.count(f"PARTUUID={disk.partition(f'slot-{name}').id}") == 2
         assert f"spine.slot={name} " in line
         assert str(manifest["rootHash"]) in line
+
+
+@pytest.mark.proves("INV-SECURE-1")
+def test_every_program_in_the_boot_volume_is_signed(image: Path, tmp_path: Path) -> None:
+    key = keys.boot_key(keys.Role.DB)
+    esp = tmp_path / "esp"
+    esp.write_bytes(partition(image, "esp"))
+    subprocess.run(["mcopy", "-s", "-i", esp, "::", tmp_path / "files"], capture_output=True, check=True)
+    programs = [path for path in (tmp_path / "files").rglob("*") if path.suffix.lower() == ".efi"]
+    assert len(programs) >= 3
+    for program in programs:
+        authenticode.check(program.read_bytes(), key.certificate)
+    # Nothing else in there is a program under another name.
+    others = [path for path in (tmp_path / "files").rglob("*") if path.is_file() and path not in programs]
+    assert [path.name for path in others] == ["loader.conf"]
+    assert report(image)["secureBoot"]["certificate"] == sha256(key.der).hexdigest()
 
 
 def test_the_report_says_what_is_there(image: Path) -> None:

@@ -1,5 +1,6 @@
 """Sections are appended to a PE program; whatever else the bytes are, the answer is a ValueError."""
 
+import contextlib
 import struct
 
 import pytest
@@ -7,28 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spine.image import uki
-
-HEADERS = 0x400
-
-
-def stub(count: int = 1, headers: int = HEADERS) -> bytes:
-    """A small 64-bit PE program with `count` sections of one page each."""
-    coff = 0x80
-    out = bytearray(headers)
-    out[:2] = b"MZ"
-    struct.pack_into("<I", out, 0x3C, coff)
-    struct.pack_into("<4sHHIIIHH", out, coff, b"PE\0\0", 0x8664, count, 0, 0, 0, 112, 0)
-    optional = coff + 24
-    struct.pack_into("<H", out, optional, 0x20B)
-    struct.pack_into("<II", out, optional + 32, 4096, 512)
-    struct.pack_into("<II", out, optional + 56, 4096 * (count + 1), headers)
-    for index in range(count):
-        row = struct.pack(
-            "<8sIIIIIIHHI", b".text", 10, 4096 * (index + 1), 512, len(out), 0, 0, 0, 0, 0x60000020
-        )
-        out[optional + 112 + index * 40 : optional + 152 + index * 40] = row
-        out += b"x" * 512
-    return bytes(out)
+from tests.image.programs import HEADERS, OPTIONAL, stub
 
 
 @given(
@@ -52,9 +32,16 @@ def test_what_goes_in_comes_out(added: list[tuple[str, bytes]]) -> None:
 
 
 def test_no_room_is_said() -> None:
-    tight = stub(headers=0x80 + 24 + 112 + 40)
+    tight = stub(headers=0x80 + 24 + OPTIONAL + 40)
     with pytest.raises(ValueError, match="room for 0 more"):
         uki.append(tight, [(".linux", b"")])
+
+
+def test_the_symbol_table_goes_so_that_no_gap_is_left() -> None:
+    added = [(".linux", b"kernel")]
+    assert uki.append(stub(symbols=b"symbols"), added) == uki.append(stub(), added)
+    with pytest.raises(ValueError, match="no symbol table"):
+        uki.append(stub() + b"what is this", added)
 
 
 @given(st.binary(max_size=600))
@@ -72,6 +59,8 @@ def test_a_damaged_stub_is_refused_or_still_whole(at: int, value: int) -> None:
     except (ValueError, UnicodeDecodeError):
         return
     assert all(section.offset + len(section.data) <= len(damaged) for section in found)
+    with contextlib.suppress(ValueError):
+        uki.append(bytes(damaged), [(".linux", b"x")])
 
 
 def line(*, production: bool) -> str:

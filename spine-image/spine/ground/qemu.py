@@ -11,7 +11,6 @@ far the boot came and shows the last lines.
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -28,6 +27,8 @@ from spine.ground.disk import DISK_NODE
 from spine.ground.port import Port
 from spine.ground.qmp import ANSWER_S, Qmp, QmpError
 from spine.ground.stages import Stage, last_lines
+from spine.ground.variables import SWITCHES, enrolled
+from spine.image.enrolment import Variable
 
 # The machine's size. The spine itself needs a tenth of the memory; the rest is for what it will carry.
 MEMORY_MIB = 512
@@ -44,6 +45,12 @@ KILL_S = 10.0
 FIRMWARE = (
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+)
+
+# The same with Secure Boot: it keeps its variables to itself, in a mode of the CPU that no system sees (SMM).
+SECURE_FIRMWARE = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.secboot.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
 )
 
 # Of QEMU's own range, and the same each time, so that a test knows the card.
@@ -67,6 +74,8 @@ class Plan:
     cpus: int = CPUS
     no_reboot: bool = False
     display: bool = False
+    # Whether the firmware may keep secrets from the system, as one with Secure Boot must.
+    secure: bool = False
     # TCP ports of the host's loopback and the guest's ports that they lead to. The guest's address is the one
     # that QEMU's DHCP server gives out first.
     forward: tuple[tuple[int, int], ...] = ()
@@ -80,7 +89,11 @@ class Plan:
 def arguments(plan: Plan) -> list[str]:
     """QEMU's command line. Pure."""
     words = [acceleration.QEMU, "-name", "alpine-spine", "-nodefaults", "-no-user-config"]
-    words += ["-machine", "q35,pflash0=code,pflash1=variables"]
+    words += ["-machine", f"q35,smm={'on' if plan.secure else 'off'},pflash0=code,pflash1=variables"]
+    if plan.secure:
+        # Only SMM writes the variables; and none of it is left open while the machine sleeps.
+        words += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+        words += ["-global", "ICH9-LPC.disable_s3=1"]
     words += ["-accel", "tcg,thread=multi" if plan.accel == "tcg" else plan.accel]
     words += ["-cpu", plan.cpu, "-smp", str(plan.cpus), "-m", str(plan.memory_mib)]
     nodes: list[Blockdev] = [
@@ -173,6 +186,7 @@ class Machine:
         memory_mib: int = MEMORY_MIB,
         forward: Sequence[tuple[int, int]] = (),
         outside: bool = False,
+        enroll: Sequence[Variable] = (),
         extra: Sequence[str] = (),
     ) -> None:
         """Power on; returns when QEMU answers, long before the guest does.
@@ -181,20 +195,23 @@ class Machine:
         `blockdevs` replace the plain disk: nodes in the order of their making, the guest's named `DISK_NODE`.
         `logged` logs what is written to the disk, for `power_cut`, in place of `blockdevs`. `no_reboot` makes
         a reset end QEMU. `forward` leads ports of the host's loopback to the guest's, `outside` lets the
-        guest out. SpineError: QEMU or its firmware is missing, or it ended at once.
+        guest out. `enroll` are the keys of a firmware with Secure Boot (none: one without). SpineError: QEMU
+        or its firmware is missing, or it ended at once.
         """
         if self.alive():
             raise SpineError(
                 "the machine runs already", f"QEMU is process {self.pid}", "./spine stop", Exit.REFUSED
             )
-        code, empty = firmware()
+        code, empty = firmware(secure=bool(enroll))
         paths.private(self.directory)
         powercut.forget(self.directory)
         if logged:
             blockdevs = powercut.begin(disk, self.directory)
         if variables is None:
             variables = self.directory / "vars.fd"
-            shutil.copyfile(empty, variables)
+            variables.write_bytes(
+                enrolled(empty.read_bytes(), (*enroll, *SWITCHES)) if enroll else empty.read_bytes()
+            )
         for name in ("port.sock", "tap.sock", "qmp.sock"):
             (self.sockets / name).unlink(missing_ok=True)
         plan = Plan(
@@ -209,6 +226,7 @@ class Machine:
             memory_mib=memory_mib,
             no_reboot=no_reboot,
             display=display,
+            secure=bool(enroll),
             forward=tuple(forward),
             outside=outside,
             blockdevs=tuple(blockdevs),
@@ -392,14 +410,15 @@ class Machine:
         return BootError(f"QEMU ended {when}", self._epitaph(), f"less '{self.log_path}'")
 
 
-def firmware() -> tuple[Path, Path]:
+def firmware(*, secure: bool = False) -> tuple[Path, Path]:
     """The UEFI firmware and its empty variables. SpineError (3)."""
-    for code, variables in FIRMWARE:
+    wanted = SECURE_FIRMWARE if secure else FIRMWARE
+    for code, variables in wanted:
         if os.path.exists(code) and os.path.exists(variables):
             return Path(code), Path(variables)
     raise SpineError(
         "there is no UEFI firmware for QEMU",
-        f"{FIRMWARE[0][0]} is not there",
+        f"{wanted[0][0]} is not there",
         "apt-get install --no-install-recommends ovmf",
         Exit.HOST_NOT_READY,
     )

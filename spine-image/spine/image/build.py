@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine import paths
 from spine.errors import Exit, SpineError
-from spine.image import commands, disk, inputs, kernel, keys, root, slot, uki, verity
+from spine.image import authenticode, commands, disk, inputs, kernel, keys, root, slot, uki, verity
 from spine.image.cache import Cache, digest, file_digest
 from spine.image.sources import Sources
 from spine.progress import Progress
@@ -47,7 +47,13 @@ class _Plan:
     locked: inputs.Inputs
     facts: root.Facts
     key: Ed25519PrivateKey
+    boot_key: keys.BootKey
     progress: Progress
+
+    def signed(self, program: bytes) -> bytes:
+        """A program as it goes into a boot volume: every one goes through here, so none is unsigned."""
+        # INV-SECURE-1
+        return authenticode.sign(program, self.boot_key.secret, self.boot_key.certificate)
 
     def recipe(self) -> str:
         """The hash of the code that makes everything but the kernel."""
@@ -82,7 +88,7 @@ def build(
     version = tomllib.loads(sources.read("pyproject.toml").decode())["project"]["version"]
     signs_personas = keys.public_bytes(keys.persona_key())
     facts = root.Facts(str(version), keys.public_bytes(key), signs_personas, production=production)
-    plan = _Plan(cache, sources, locked, facts, key, progress)
+    plan = _Plan(cache, sources, locked, facts, key, keys.boot_key(keys.Role.DB), progress)
     made_root, root_key = _root(plan)
     if root_only:
         deliver(
@@ -95,7 +101,13 @@ def build(
     fragment = sources.read(kernel.FRAGMENT).decode()
     kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
     image_key = digest(
-        "image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)
+        "image",
+        root_key,
+        kernel_key,
+        plan.recipe(),
+        sources.read(inputs.LOCK),
+        _boot_key(plan),
+        plan.boot_key.der,
     )
 
     def fetch() -> Path:
@@ -181,10 +193,13 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
         packed = (made_root / "root.squashfs").read_bytes()
         bzimage = (made_kernel / "bzImage").read_bytes()
         ukis = {
-            name: _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
+            name: plan.signed(
+                _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
+            )
             for name in SLOTS
         }
-        volumes = {name: disk.volume(name, programs[LOADER], ukis[name]) for name in SLOTS}
+        loader = plan.signed(programs[LOADER])
+        volumes = {name: disk.volume(name, loader, ukis[name]) for name in SLOTS}
         boots = {
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
         }
@@ -274,10 +289,11 @@ def _report(
             "epoch": plan.locked.epoch,
         },
         "rootHash": about["rootHash"],
+        "secureBoot": {"certificate": _sha256(plan.boot_key.der)},
         "root": about,
         "sizes": {
             "kernel": len(bzimage),
-            "stub and command line": len(first) - len(bzimage),
+            "stub, command line, signature": len(first) - len(bzimage),
             "root, compressed": about["squashfsBytes"],
             "hash tree": about["treeBytes"],
             "total": len(first) + root_bytes,

@@ -24,7 +24,7 @@ from spine.errors import SpineError
 from spine.image import commands, inputs, kernel
 from spine.image.build import IMAGE_FILES
 from spine.image.cache import digest, file_digest
-from spine.image.keys import persona_key, release_key
+from spine.image.keys import Role, boot_key, persona_key, release_key
 from spine.progress import Progress
 
 EVIDENCE = "docs/evidence/reproducible.json"
@@ -67,6 +67,7 @@ def main(words: list[str]) -> int:
     args = parser.parse_args(words)
     release_key()
     persona_key()
+    boot_key(Role.DB)
     commit = _git("rev-parse", "HEAD").decode().strip()
     progress = Progress()
     with tempfile.TemporaryDirectory(prefix="spine-reproduce-") as temporary:

@@ -1,6 +1,7 @@
 """Makes one UEFI program of systemd's stub, the kernel, its command line and the release's name.
 
-Pure: bytes in, bytes out. Appends PE sections to the stub, each at the next free aligned address, and
+Pure: bytes in, bytes out. Appends PE sections to the stub, each at the next free aligned address, in the
+place of its symbol table, which nobody reads and which would leave a gap where signatures must have none;
 changes nothing else. Refuses a stub that is no 64-bit PE program or has no room for the section headers.
 """
 
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 # Offsets in the PE headers (Microsoft, "PE Format"), relative to the header named.
 _DOS_PE_OFFSET = 0x3C
 _COFF_SECTIONS = 6
+# Where the symbol table is, and how many symbols it has.
+_COFF_SYMBOLS = 12
 _COFF_OPTIONAL_SIZE = 20
 _COFF_END = 24
 _OPTIONAL_MAGIC_64 = 0x20B
@@ -56,6 +59,16 @@ def sections(program: bytes) -> list[Section]:
     return found
 
 
+def layout(program: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
+    """Where the optional header is and its size, the headers' size, and each section's offset and length
+    in the file; ValueError when it is no PE program."""
+    coff, optional, count, _room = _headers(program)
+    head = coff + _COFF_END
+    [headers] = struct.unpack_from("<I", program, head + _OPTIONAL_HEADERS_SIZE)
+    rows = [_SECTION.unpack_from(program, head + optional + index * _SECTION.size) for index in range(count)]
+    return head, optional, headers, [(row[4], row[3]) for row in rows]
+
+
 def append(stub: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
     """The program `stub` with sections added behind its own; ValueError when there is no room."""
     coff, optional, count, room = _headers(stub)
@@ -63,12 +76,23 @@ def append(stub: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
         raise ValueError(f"the stub has room for {room} more sections, {len(added)} are wanted")
     head = coff + _COFF_END
     memory_align, file_align = struct.unpack_from("<II", stub, head + _OPTIONAL_SECTION_ALIGNMENT)
+    [headers] = struct.unpack_from("<I", stub, head + _OPTIONAL_HEADERS_SIZE)
+    if not memory_align or not file_align:
+        raise ValueError("not a PE program: it is aligned to nothing")
     table = head + optional
     address = 0
+    end = headers
     for index in range(count):
-        _, size, start, raw, *_ = _SECTION.unpack_from(stub, table + index * _SECTION.size)
+        _, size, start, raw, offset, *_ = _SECTION.unpack_from(stub, table + index * _SECTION.size)
         address = max(address, start + max(size, raw))
-    out = bytearray(stub)
+        end = max(end, offset + raw)
+    if end > len(stub):
+        raise ValueError("a section ends outside the program")
+    [symbols] = struct.unpack_from("<I", stub, coff + _COFF_SYMBOLS)
+    if len(stub) > end and symbols != end:
+        raise ValueError("something that is no symbol table lies behind the stub's sections")
+    out = bytearray(stub[:end])
+    struct.pack_into("<II", out, coff + _COFF_SYMBOLS, 0, 0)
     grown = 0
     for index, (name, data) in enumerate(added, count):
         encoded = name.encode("ascii")

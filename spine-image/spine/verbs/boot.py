@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bus.envelope import Code
 from spine import paths
@@ -25,6 +26,9 @@ from spine.ground.stages import Stage
 from spine.progress import Progress
 from spine.room import console
 from spine.room.lease import Lease
+
+if TYPE_CHECKING:
+    from spine.image.enrolment import Variable
 
 HELP = "build what is missing and boot the spine: in QEMU, or in a container"
 
@@ -49,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="start with an empty disk: forget all state")
     parser.add_argument("--display", action="store_true", help="show the machine's screen in a window")
+    parser.add_argument(
+        "--secure-boot",
+        action="store_true",
+        help="a firmware that starts what your db key signed, and no more",
+    )
     parser.add_argument(
         "--log-writes",
         action="store_true",
@@ -89,10 +98,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.container and (args.log_writes or args.no_restart):
+    if args.container and (args.log_writes or args.no_restart or args.secure_boot):
         raise SpineError(
-            "--log-writes and --no-restart are for the machine",
-            "a container does not reset itself, and ./spine powercut needs no log there",
+            "--log-writes, --no-restart and --secure-boot are for the machine",
+            "a container has no firmware and does not reset itself, and ./spine powercut needs no log there",
             "./spine boot --container",
             Exit.USAGE,
         )
@@ -150,8 +159,15 @@ def _power_on(
             display=args.display,
             logged=args.log_writes,
             no_reboot=args.no_restart,
+            enroll=_owner_keys() if args.secure_boot else (),
         )
         machine.wait_ready(silent_s=silent_s, on_stage=_Shown(progress))
+
+
+def _owner_keys() -> "list[Variable]":
+    from spine.image import enrolment, keys
+
+    return [enrolment.variable(role, keys.boot_key(role).certificate) for role in keys.Role]
 
 
 def _container(args: argparse.Namespace, where: Path, progress: Progress) -> Container:
@@ -196,7 +212,8 @@ def _build(progress: Progress, *, root_only: bool) -> None:
 
 
 def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
-    if args.fresh or args.display or args.log_writes or args.no_restart or args.accel != "auto":
+    started = (args.fresh, args.display, args.log_writes, args.no_restart, args.secure_boot)
+    if any(started) or args.accel != "auto":
         suffix = " --container" if args.container else ""
         raise SpineError(
             f"the {kind} runs already",

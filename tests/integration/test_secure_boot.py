@@ -1,0 +1,136 @@
+"""Secure Boot, judged by OVMF: what the owner's key signed starts, and what was changed does not.
+
+How it is judged: the firmware, or systemd-boot in its name, writes `Access Denied` on the serial line and in
+the end that there is nothing to boot; bay0, whose first act is a line there, writes none. That each of these
+machines would start otherwise is shown by the signed one, and by one that was changed with Secure Boot off.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from spine import paths
+from spine.ground import accel, gpt
+from spine.ground.disk import sparse_copy
+from spine.ground.qemu import Machine
+from spine.image import authenticode, enrolment, keys, uki
+from tests.integration.boots import Boot
+from tests.integration.live import Live
+
+pytestmark = pytest.mark.machine
+
+# From power-on until the firmware has tried all it has. Tried: 10 s emulated on two idle cores.
+REFUSED_S = 240.0
+GIVEN_UP = "No bootable option or device was found"
+# The partition that a firmware looks into, whatever it is called.
+VOLUMES = ("esp", "boot-a", "boot-b")
+LOADERS, PROGRAMS = "EFI/BOOT", "EFI/Linux"
+
+
+@pytest.fixture
+def disk(report: Mapping[str, object], tmp_path: Path) -> Path:
+    """A copy of the built disk."""
+    assert report["version"]
+    copy = tmp_path / "disk.img"
+    sparse_copy(paths.out() / "spine.img", copy)
+    return copy
+
+
+@pytest.fixture
+def power_on(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
+    """Start machines on given disks; end them all afterwards."""
+    started: list[Machine] = []
+
+    def start(boot: Boot, disk: Path, *, secure: bool = True) -> Machine:
+        machine = Machine(tmp_path / boot.name.lower())
+        started.append(machine)
+        how, _ = accel.choose("auto")
+        machine.start(disk, accel=how, enroll=owner() if secure else ())
+        return machine
+
+    yield start
+    for machine in started:
+        machine.kill()
+
+
+def owner() -> list[enrolment.Variable]:
+    return [enrolment.variable(role, keys.boot_key(role).certificate) for role in keys.Role]
+
+
+def mtools(volume: str, *words: str) -> str:
+    env = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
+    command = [words[0], "-i", volume, *words[1:]]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+
+
+def change(disk: Path, folder: str, how: Callable[[bytes], bytes]) -> int:
+    """Change every program of a folder, in each boot volume; how many there were."""
+    count = 0
+    scratch = disk.with_suffix(".efi")
+    for name, partition in gpt.read(disk).items():
+        if name not in VOLUMES:
+            continue
+        volume = f"{disk}@@{partition.start}"
+        for path in mtools(volume, "mdir", "-b", f"::{folder}").split():
+            mtools(volume, "mcopy", "-n", path, str(scratch))
+            scratch.write_bytes(how(scratch.read_bytes()))
+            mtools(volume, "mcopy", "-D", "o", "-o", str(scratch), path)
+            scratch.unlink()
+            count += 1
+    return count
+
+
+def flipped(section: str) -> Callable[[bytes], bytes]:
+    """One bit of the last byte of a section."""
+
+    def how(program: bytes) -> bytes:
+        found = next(one for one in uki.sections(program) if one.name == section)
+        out = bytearray(program)
+        out[found.offset + len(found.data) - 1] ^= 1
+        return bytes(out)
+
+    return how
+
+
+def slower_watchdog(program: bytes) -> bytes:
+    """A change of the kernel's command line that harms nobody."""
+    assert program.count(b" watchdog_thresh=30 ") == 1
+    return program.replace(b" watchdog_thresh=30 ", b" watchdog_thresh=31 ")
+
+
+@pytest.mark.proves("INV-SECURE-3")
+def test_what_the_owner_signed_starts(disk: Path, power_on: Callable[..., Machine]) -> None:
+    machine = power_on(Boot.SECURE, disk)
+    machine.wait_ready()
+    facts = Live("machine", machine).boot_facts()
+    assert facts["verified"] is True
+
+
+CHANGES = {
+    Boot.SECURE_UNSIGNED: (PROGRAMS, authenticode.unsigned),
+    Boot.SECURE_KERNEL: (PROGRAMS, flipped(".linux")),
+    Boot.SECURE_LINE: (PROGRAMS, slower_watchdog),
+    Boot.SECURE_LOADER: (LOADERS, flipped(".sdmagic")),
+}
+
+
+@pytest.mark.proves("INV-SECURE-3")
+@pytest.mark.parametrize("boot", CHANGES, ids=lambda boot: boot.name.lower())
+def test_what_was_changed_does_not_start(boot: Boot, disk: Path, power_on: Callable[..., Machine]) -> None:
+    assert change(disk, *CHANGES[boot])
+    machine = power_on(boot, disk)
+    machine.console.wait_text(GIVEN_UP, REFUSED_S)
+    said = machine.console.text()
+    assert "Access Denied" in said
+    assert "spine: stage" not in said
+
+
+def test_without_secure_boot_the_same_change_runs(disk: Path, power_on: Callable[..., Machine]) -> None:
+    assert change(disk, PROGRAMS, slower_watchdog)
+    machine = power_on(Boot.SECURE_OFF, disk, secure=False)
+    machine.console.wait_text("spine: stage bay0", REFUSED_S)
