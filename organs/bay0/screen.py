@@ -28,6 +28,7 @@ def page(
         f"  slot     {ground.slot or '-'}",
         f"  root     {ground.root_hash or 'not verified by this kernel'}",
         f"  boot     {'healthy' if healthy else 'not yet healthy'}",
+        *(f"  data     BAD: {name} is closed, writes nothing" for name, facts in organs.items() if facts.closed),
         "",
         "  organ            state     generation  deaths",
     ]

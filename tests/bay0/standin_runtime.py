@@ -23,7 +23,7 @@ def preload() -> None:
     """Nothing is shared but the interpreter."""
 
 
-def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
+def run(name: str, generation: int, fds: Mapping[str, int], bad: str = "") -> NoReturn:
     """Live as the organ's name says."""
     print(f"{name} generation {generation} with {' '.join(sorted(fds))}", file=sys.stderr, flush=True)
     beat_ms = load(layout.MANIFEST).spine.heartbeat_ms

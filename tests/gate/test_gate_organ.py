@@ -34,8 +34,9 @@ class Caller:
 class Bench:
     """A spine whose serve runs a session instead of listening."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, bad: str = "") -> None:
         self._session = session
+        self.bad = bad
 
     async def serve(self, handlers: Mapping[str, organ.Handler]) -> None:
         await self._session(Caller(handlers))
@@ -52,10 +53,10 @@ def persist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def during(session: Session) -> None:
+async def during(session: Session, bad: str = "") -> None:
     """Run the organ around a session."""
     try:
-        await organ.main(Bench(session))
+        await organ.main(Bench(session, bad))
     except BaseExceptionGroup as group:
         if group.subgroup(Served) is None:
             raise
