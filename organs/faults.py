@@ -13,20 +13,20 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-# The device or what is on it: it failed, its checksums are wrong, it took no more writes, it has no room, it ends
-# early. ENXIO and ENODEV: the device is gone. ESTALE: the file system is not the one that it was.
+# The device or what is on it: it failed, its checksums are wrong, it takes no more writes, it has no room, it
+# ends early, it is gone.
 MEDIUM: Final = frozenset(
     {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     | {errno.EOVERFLOW, errno.ENODATA, errno.ENXIO, errno.ESTALE}
 )
-# What ext4 answers besides when it does not know what it reads: EINVAL without a magic number, a journal or the
-# length that it names; ENOMEM for tables of an absurd size; EOPNOTSUPP and EPROTONOSUPPORT for features. EACCES:
-# the medium does not take writes.
+# What ext4 answers besides when it does not know what it reads: EINVAL without a magic number, a journal or
+# the length that it names; ENOMEM where a device is too short for a superblock or its tables are absurd;
+# EOPNOTSUPP and EPROTONOSUPPORT for features. EACCES: the medium takes no writes from the start.
 NOT_A_FILE_SYSTEM: Final = frozenset(
     {errno.EINVAL, errno.ENOMEM, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.E2BIG, errno.EACCES}
 )
-# Names that are there and are not what they were made as: a directory for a file, a link, somebody else's. Not EPERM,
-# which the filter of system calls answers as well.
+# Names that are there and are not what they were made as: a directory for a file, a link, somebody else's.
+# Not EPERM, which the filter of system calls answers as well.
 STRANGE_FILES: Final = frozenset(
     {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ESPIPE, errno.ENODEV, errno.EACCES}
     | {errno.ENOTEMPTY, errno.EEXIST, errno.EOPNOTSUPP}

@@ -140,7 +140,7 @@ class Children:
             self.changed = True
         if child.state.closed and not before.closed:
             child.bad = self._last_line(child)
-            self._report.say(f"{child.name}: its data are bad: it is started without them until the next boot")
+            self._report.say(f"{child.name}: bad data: it lives without them until the next boot")
         match effect:
             case Effect.START:
                 self._start(child)

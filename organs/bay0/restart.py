@@ -5,9 +5,9 @@ among them.
 Never: looks at a process, waits, reads a clock; that is `organs/bay0/children.py`.
 Asked and confirmed differ: a killed child is STOPPING until the kernel says that it and all it made are
 gone, so a second incarnation cannot start beside the first.
-A child that keeps dying, or keeps hanging, ends in PANIC: the boot counter then chooses another slot. One that
-keeps dying of its data does not, for another slot would find the same data: it is started *closed*, without
-them, for the rest of the boot. A closed one has no data to die of, so its deaths are deaths again.
+A child that keeps dying, or keeps hanging, ends in PANIC: the boot counter then chooses another slot. One
+that keeps dying of its data does not, for another slot would find the same data: it is started *closed*,
+without them, for the rest of the boot. A closed one has no data to die of, so its deaths are deaths again.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Limits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """One child. `clock_ms` is the time left in WAITING, the time since the last sign of life in READY, and
-    the time in the phase otherwise. `proven_ms` is how long it has been ready up to its last beat. `closed`: it
-    is started without its data; it stays so until the next boot."""
+    the time in the phase otherwise. `proven_ms` is how long it has been ready up to its last beat. `closed`:
+    it is started without its data; it stays so until the next boot."""
 
     phase: Phase = Phase.WAITING
     clock_ms: int = 0
@@ -85,7 +85,9 @@ def happen(limits: Limits, state: State, event: Event) -> Step:
             # a hang cannot earn forgiveness by the time it took to be found.
             proven_ms = min(limits.stretch_ms, state.proven_ms + state.clock_ms)
             state = replace(state, clock_ms=0, proven_ms=proven_ms)
-            return (replace(state, deaths=0, data_deaths=0) if proven_ms == limits.stretch_ms else state), None
+            if proven_ms == limits.stretch_ms:
+                state = replace(state, deaths=0, data_deaths=0)
+            return state, None
         case ((Phase.STARTING | Phase.READY | Phase.STOPPING), Event.DIED):
             return _died(limits, state)
         case ((Phase.STARTING | Phase.READY | Phase.STOPPING), Event.DIED_OF_DATA):

@@ -6,8 +6,8 @@ and its sockets in other namespaces, and gives up its powers before it runs a li
 Touches: clone3, and in the child: mounts, limits, ids, capabilities, descriptors.
 Never: opens a socket, starts a thread, decides; it makes what bay0 asks for, with the powers of the manifest.
 Fails: a clone that the kernel refuses is answered. Anything else ends the process; bay0 starts a new one and
-the organs live on. A child that cannot drop its powers ends with 111 before it is an organ; one whose file system
-cannot be what was written there ends with EXIT_DATA, which is no fault of the slot.
+the organs live on. A child that cannot drop its powers ends with 111 before it is an organ; one whose file
+system cannot be what was written there ends with EXIT_DATA, which is no fault of the slot.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from organs.manifest import CAPABILITIES, Organ, load
 SOCKET_FD: Final = 3
 STATUS_FD: Final = 4
 EXIT_KERNEL: Final = 111
-# The file system says itself what the kernel does when it finds damage, and one of its answers is a panic, which
-# would burn a try of a slot for each boot. What it says is overruled.
+# The file system says itself what the kernel does when it finds damage, and one of its answers is a panic,
+# which would burn a try of a slot for each boot. What it says is overruled.
 ON_DAMAGE: Final = "errors=remount-ro"
 # What making an organ takes: its mounts and namespaces, the owner of its store, its ids and sets.
 OWN_CAPABILITIES: Final = frozenset({"SYS_ADMIN", "CHOWN", "FOWNER", "SETUID", "SETGID", "SETPCAP"})

@@ -6,9 +6,9 @@ It carries requests from the bus to the worker's thread and the outcomes back. W
 Touches: /persist, through the worker; the bus, through the runtime.
 Never: answers a write before it is durable; answers at all when the device failed under it.
 Fails: a failed write or sync ends the process and leaves its callers without an answer: they learn that the
-peer died, which is all that anybody knows. The next incarnation recovers from the device. An ending for what is on
-the device says so (BadData); after a few of those bay0 starts a gate that is *closed*: the device is not mounted,
-every call is answered with CORRUPT and what was seen.
+peer died, which is all that anybody knows. The next incarnation recovers from the device. An ending for what
+is on the device says so (BadData); after a few of those bay0 starts a gate that is *closed*: the device is
+not mounted, and every call is answered with CORRUPT and what was seen.
 """
 
 from __future__ import annotations

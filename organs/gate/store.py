@@ -94,7 +94,7 @@ _READ_ERRORS = frozenset(
     }
 )
 _PRIMARY = 0xFF
-# Errors that speak against the device or what is on it, wherever they come up. Not SQLITE_ERROR, _MISUSE, _NOMEM.
+# Errors that speak against the device or what is on it, wherever they come up. Not SQLITE_ERROR or _MISUSE.
 _OF_THE_DATA = frozenset(
     {
         *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL),
@@ -165,8 +165,8 @@ def _is_count(value: object) -> bool:
 _NOT_OF_THE_FILE = frozenset(
     {sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 )
-# The two bytes of SQLite's header that say how to write and to read the file; of a number that it does not know
-# it makes a file that is not written, and tells only the writer.
+# The two bytes of SQLite's header that say how to write and to read the file. One that it does not know makes
+# the file read-only, which it tells when it is to write.
 _VERSIONS: Final = slice(18, 20)
 _VERSION_MAX: Final = 2
 

@@ -123,11 +123,14 @@ class Container:
         """How bay0 ended for good: 0 power-off, 70 panic, below 0 a signal; None while it runs or reboots."""
         return state.ended(self.directory)
 
-    def provision(self, out: Path, *, fresh: bool = False) -> tuple[Path, Path, Path | None]:
+    def provision(
+        self, out: Path, *, fresh: bool = False, fresh_data: bool = False
+    ) -> tuple[Path, Path, Path | None]:
         """The files to start from, out of what was built: root, persist, and the ESP when there is a disk.
 
-        `persist` and the personas are kept from the last time unless `fresh`; the ESP is as the machine's
-        disk was built. Not while it runs. SpineError (3) when nothing was built.
+        `persist` and the personas are kept from the last time unless `fresh`, the personas also with
+        `fresh_data`; the ESP is as the machine's disk was built.
+        Not while it runs. SpineError (3) when nothing was built.
         """
         paths.private(self.directory)
         root, image = out / "root.squashfs", out / "spine.img"
@@ -139,7 +142,7 @@ class Container:
         table = gpt.read(image) if image.is_file() else {}
         if fresh:
             self.personas.unlink(missing_ok=True)
-        if fresh or not persist.is_file():
+        if fresh or fresh_data or not persist.is_file():
             if "persist" in table:
                 disk.extract(image, table["persist"], persist)
             else:

@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="how QEMU runs the guest"
     )
     parser.add_argument("--fresh", action="store_true", help="start with an empty disk: forget all state")
+    parser.add_argument(
+        "--fresh-data",
+        action="store_true",
+        help="start with an empty persist: forget what personas stored, keep those that are installed",
+    )
     parser.add_argument("--display", action="store_true", help="show the machine's screen in a window")
     parser.add_argument(
         "--log-writes",
@@ -111,10 +116,10 @@ def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machi
     paths.private(where)
     disk_path = where / "disk.img"
     with progress.stage("disk"):
-        done = disk.prepare(paths.out() / "spine.img", disk_path, fresh=args.fresh)
-        progress.done(
-            {"refreshed": "system renewed, state kept", "new": "new, empty", "kept": "as it was"}[done]
-        )
+        kept = (disk.PERSONAS,) if args.fresh_data else disk.KEPT
+        done = disk.prepare(paths.out() / "spine.img", disk_path, fresh=args.fresh, kept=kept)
+        renewed = f"system renewed, {' and '.join(kept)} kept"
+        progress.done({"refreshed": renewed, "new": "new, empty", "kept": "as it was"}[done])
     if why_not:
         progress.say(f"KVM is not used: {why_not}; TCG takes a little longer")
     machine = Machine(where)
@@ -165,7 +170,7 @@ def _container(args: argparse.Namespace, where: Path, progress: Progress) -> Con
     _build(progress, root_only=True)
     container = Container(where)
     try:
-        root, persist, esp = container.provision(paths.out(), fresh=args.fresh)
+        root, persist, esp = container.provision(paths.out(), fresh=args.fresh, fresh_data=args.fresh_data)
         slots = container.slots(paths.out())
         with progress.stage("booting the container"):
             container.start(root, persist, esp, slots=slots)
@@ -196,7 +201,8 @@ def _build(progress: Progress, *, root_only: bool) -> None:
 
 
 def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
-    if args.fresh or args.display or args.log_writes or args.no_restart or args.accel != "auto":
+    renews = args.fresh or args.fresh_data
+    if renews or args.display or args.log_writes or args.no_restart or args.accel != "auto":
         suffix = " --container" if args.container else ""
         raise SpineError(
             f"the {kind} runs already",
