@@ -58,6 +58,10 @@ EXIT_POWER_OFF: Final = 0
 EXIT_REBOOT: Final = 3
 EXIT_PANIC: Final = 70
 
+# How an organ ends that cannot go on for what is on the file system of its stanza, or for the medium below.
+# It is counted apart from other deaths: they speak against the slot, this one does not.
+EXIT_DATA: Final = 65
+
 
 def bus_socket(callee: str, caller: str) -> str:
     """The path of the listening socket on which `callee` hears `caller` and nobody else."""

@@ -7,7 +7,8 @@ handed, and turns every ending into one of four exit codes.
 Touches: the file descriptors bay0 handed over, nothing it opens itself but connections on the bus.
 Never: raises its own powers, keeps a call past its deadline, hides an exception.
 Fails: by ending the process. 0 stopped as asked; 101 we were wrong (any exception: a defect); 111 the
-kernel refused something an organ cannot go on without (OSError). bay0 starts the next incarnation.
+kernel refused something an organ cannot go on without (OSError); 65 its durable data are bad (BadData). bay0
+starts the next incarnation.
 """
 
 from __future__ import annotations
@@ -69,6 +70,13 @@ def _manifest() -> Manifest:
     return load(layout.MANIFEST)
 
 
+class BadData(Exception):
+    """An organ cannot go on for what is on the file system that its stanza mounts; the text is what was seen.
+
+    After a few of these bay0 starts it without: see `Spine.bad`.
+    """
+
+
 class BayZeroGone(OSError):
     """The control socket or the status pipe has no other end: PID 1 is no longer there."""
 
@@ -106,8 +114,12 @@ class Place:
 class Spine(Place):
     """What an organ's main is given besides: its bus, its line to bay0."""
 
-    def __init__(self, name: str, generation: int, fds: Mapping[str, int], heartbeat_ms: int) -> None:
+    def __init__(
+        self, name: str, generation: int, fds: Mapping[str, int], heartbeat_ms: int, bad: str = ""
+    ) -> None:
         super().__init__(name, generation, fds, heartbeat_ms)
+        # Why the file system of the stanza is not mounted: the organ's own last word on it. Empty: it is.
+        self.bad = bad
         self.schemas = wire.load(layout.SCHEMAS)
         # The tap exists where bay0 handed over a listener for it: in the development image.
         self._publisher = sockets.Publisher(fds[TAP]) if TAP in fds else None
@@ -220,18 +232,27 @@ def exit_code(error: BaseException) -> int:
     """Which of the documented codes an ending by this exception has."""
     if isinstance(error, BaseExceptionGroup):
         codes = {exit_code(inner) for inner in error.exceptions}
-        return EXIT_KERNEL if codes == {EXIT_KERNEL} else EXIT_DEFECT
+        return codes.pop() if len(codes) == 1 else EXIT_DEFECT
+    if isinstance(error, BadData):
+        return layout.EXIT_DATA
     return EXIT_KERNEL if isinstance(error, OSError) else EXIT_DEFECT
 
 
-def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
+def _sentences(error: BaseException) -> list[str]:
+    """What an ending by bad data says of them."""
+    if isinstance(error, BaseExceptionGroup):
+        return [sentence for inner in error.exceptions for sentence in _sentences(inner)]
+    return [str(error)]
+
+
+def run(name: str, generation: int, fds: Mapping[str, int], bad: str = "") -> NoReturn:
     """The life of one organ, from its dropped powers to its exit code. `name` is a stanza of the manifest."""
     code = EXIT_STOPPED
     try:
         manifest = _manifest()
         program = importlib.import_module(f"organs.{name}.organ")
         if manifest.organs[name].bus:
-            spine = Spine(name, generation, fds, manifest.spine.heartbeat_ms)
+            spine = Spine(name, generation, fds, manifest.spine.heartbeat_ms, bad)
             trio.run(spine.live, cast(Program, program).main)
         else:
             cast(QuietProgram, program).main(Place(name, generation, fds, manifest.spine.heartbeat_ms))
@@ -240,6 +261,9 @@ def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
         code = exit_code(error)
         print(f"{name}: ends with {code}", file=sys.stderr)
         traceback.print_exc()
+        if code == layout.EXIT_DATA:
+            # Last, and in one line: bay0 hands it to the incarnation that it starts without the data.
+            print(f"{name}: {' '.join('; '.join(_sentences(error)).split())}", file=sys.stderr)
     sys.stderr.flush()
     # Not sys.exit: this is a forked child, and the zygote's exit handlers are not its own.
     os._exit(code)

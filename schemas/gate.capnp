@@ -6,6 +6,16 @@ using import "spine.capnp".deadlineMs;
 using import "spine.capnp".idempotent;
 using import "spine.capnp".secret;
 
+struct Damaged @0xe4a17c5d90b2f683 {
+  # A store that is not what was written there.
+
+  store @0 :Text;
+  # The name that it was asked for by.
+
+  why @1 :Text;
+  # What was seen.
+}
+
 interface Gate @0xb2c94e17f06d8a35 {
   # Keeps the state of personas: small records under a key, one store per persona.
 
@@ -30,4 +40,9 @@ interface Gate @0xb2c94e17f06d8a35 {
   usage @4 (persona :Text) -> (bytes :UInt64, keys :UInt64, quotaBytes :UInt64)
     $callers(["operator", "umbilical"]) $deadlineMs(5000) $idempotent;
   # What the persona's records take, and what they may take.
+
+  data @5 () -> (closed :Text, damaged :List(Damaged))
+    $callers(["operator"]) $deadlineMs(5000) $idempotent;
+  # Whether the data are well. `closed`: why all of them are out of service until the next boot, and every other call
+  # is answered with CORRUPT; empty when they are served. `damaged`: the stores that were found so since the gate started.
 }

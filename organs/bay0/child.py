@@ -52,6 +52,9 @@ class Child:
     pidfd: int | None = None
     # Dead, but not yet gone: how it ended, while something it made still lives in its cgroup.
     ended: str | None = None
+    # It says that its data are to blame; what it said of them last, in its own words.
+    of_data: bool = False
+    bad: str = ""
     # The zygote died before it answered for this incarnation.
     lost: bool = False
     status: int | None = None
@@ -64,7 +67,7 @@ class Child:
         """A new incarnation is about to be made."""
         self.generation += 1  # INV-REAP-3
         self.since_ms = now_ms()
-        self.ended, self.lost = None, False
+        self.ended, self.lost, self.of_data = None, False, False
 
     def open_pipes(self, loop: Loop) -> dict[str, int]:
         """Make the status and log pipes; the child's ends by name."""
@@ -141,6 +144,7 @@ class Child:
             generation=self.generation,
             deaths=self.state.deaths,
             since_ms=self.since_ms,
+            closed=self.state.closed,
         )
 
 

@@ -37,6 +37,8 @@ ZYGOTE_MEMORY_MAX, ZYGOTE_PIDS_MAX = 256 * 1024**2, 4
 STATUS_BYTES_MAX: Final = 64
 # How much of a dead child's log goes into the reason of a panic.
 LAST_WORDS_BYTES, LAST_WORDS_LINES = 1024, 6
+# What an organ says last of its data: one line, which it is handed back when it is started without them.
+BAD_CHARS_MAX: Final = 200
 # While a dead child's cgroup is not empty yet and no death of ours will say when.
 LINGER_POLL_MS: Final = 20
 
@@ -136,6 +138,9 @@ class Children:
         before, (child.state, effect) = child.state, step
         if (before.phase, before.deaths) != (child.state.phase, child.state.deaths):
             self.changed = True
+        if child.state.closed and not before.closed:
+            child.bad = self._last_line(child)
+            self._report.say(f"{child.name}: bad data: it lives without them until the next boot")
         match effect:
             case Effect.START:
                 self._start(child)
@@ -156,6 +161,11 @@ class Children:
     def _last_words(self, child: Child) -> str:
         text = child.ring.tail(LAST_WORDS_BYTES).decode(errors="replace")
         return "\n".join(f"{child.name}: {line}" for line in text.splitlines()[-LAST_WORDS_LINES:])
+
+    def _last_line(self, child: Child) -> str:
+        lines = child.ring.tail(LAST_WORDS_BYTES).decode(errors="replace").splitlines()
+        last = lines[-1].removeprefix(f"{child.name}: ") if lines else "it did not say why"
+        return "".join(c if c.isprintable() else "." for c in last)[:BAD_CHARS_MAX]
 
     def _start(self, child: Child) -> None:
         child.begin()
@@ -205,9 +215,10 @@ class Children:
                 generation=child.generation,
                 mounts=tuple(
                     request.Mounting(source=self._ground.devices[m.device], at=m.at, type=m.type)
-                    for m in child.organ.mounts
+                    for m in (() if child.state.closed else child.organ.mounts)  # INV-STATE-4
                 ),
                 fds=tuple(fds),
+                bad=child.bad,
             )
             self._listen_to_status(child)
             if child.control is not None:
@@ -318,6 +329,8 @@ class Children:
     def _dead(self, child: Child, code: int) -> None:
         """Its process is dead. What it may have made dies now; then the child is gone."""
         child.pid, child.ended = None, ending(code)
+        # Only who has data can die of them.
+        child.of_data = code == layout.EXIT_DATA and child.organ is not None and bool(child.organ.mounts)
         self.changed = True
         if not self.stopping:
             self._report.say(f"{child.name}: generation {child.generation} died: {child.ended}")
@@ -343,13 +356,14 @@ class Children:
         no_process = child.pid is None and child.name not in self._line.awaited
         if not (no_process and child.cgroup.empty()):  # INV-REAP-2
             return
-        event = Event.LOST if child.ended is None else Event.DIED
+        died = Event.DIED_OF_DATA if child.of_data else Event.DIED
+        event = Event.LOST if child.ended is None else died
         self._hear_out(child)
         child.close(self._loop)
         self.changed = True
         if not self.stopping:
             self._apply(child, restart.happen(self._limits, child.state, event))
-        child.ended, child.lost = None, False
+        child.ended, child.lost, child.of_data = None, False, False
 
     # The end
 

@@ -33,18 +33,20 @@ class Mounting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Make one incarnation. `fds` names the descriptors that travel with it, in their order."""
+    """Make one incarnation. `fds` names the descriptors that travel with it, in their order. `bad`: what its
+    data are said to be, where it is to live without them; empty otherwise."""
 
     organ: str
     generation: int
     mounts: tuple[Mounting, ...]
     fds: tuple[str, ...]
+    bad: str = ""
 
     def encode(self) -> bytes:
         """The datagram."""
         mounts = [{"source": m.source, "at": m.at, "type": m.type} for m in self.mounts]
         message = {"organ": self.organ, "generation": self.generation, "mounts": mounts, "fds": self.fds}
-        return json.dumps(message).encode()
+        return json.dumps({**message, "bad": self.bad}).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ def decode_request(datagram: bytes) -> Request:
             generation=int(message["generation"]),
             mounts=tuple(Mounting(**mount) for mount in message["mounts"]),
             fds=tuple(str(name) for name in message["fds"]),
+            bad=str(message["bad"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise RequestRefused(f"not a request: {error!r}") from None

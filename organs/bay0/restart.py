@@ -5,7 +5,9 @@ among them.
 Never: looks at a process, waits, reads a clock; that is `organs/bay0/children.py`.
 Asked and confirmed differ: a killed child is STOPPING until the kernel says that it and all it made are
 gone, so a second incarnation cannot start beside the first.
-A child that keeps dying, or keeps hanging, ends in PANIC: the boot counter then chooses another slot.
+A child that keeps dying, or keeps hanging, ends in PANIC: the boot counter then chooses another slot. One
+that keeps dying of its data does not, for another slot would find the same data: it is started *closed*,
+without them, for the rest of the boot. A closed one has no data to die of, so its deaths are deaths again.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Event(Enum):
     READY = "it says that it answers"
     BEAT = "it says that it lives"
     DIED = "it is gone, and all that it made; or it could not be made"
+    DIED_OF_DATA = "the same, and it says that its data are bad, which no other slot would change"
     LOST = "the zygote died before it made it: not the child's fault"
 
 
@@ -58,12 +61,15 @@ class Limits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """One child. `clock_ms` is the time left in WAITING, the time since the last sign of life in READY, and
-    the time in the phase otherwise. `proven_ms` is how long it has been ready up to its last beat."""
+    the time in the phase otherwise. `proven_ms` is how long it has been ready up to its last beat. `closed`:
+    it is started without its data; it stays so until the next boot."""
 
     phase: Phase = Phase.WAITING
     clock_ms: int = 0
     proven_ms: int = 0
     deaths: int = 0
+    data_deaths: int = 0
+    closed: bool = False
 
 
 Step = tuple[State, Effect | None]
@@ -78,13 +84,17 @@ def happen(limits: Limits, state: State, event: Event) -> Step:
             # Only the time up to a beat counts: a child that hangs has proven nothing since its last one, so
             # a hang cannot earn forgiveness by the time it took to be found.
             proven_ms = min(limits.stretch_ms, state.proven_ms + state.clock_ms)
-            deaths = 0 if proven_ms == limits.stretch_ms else state.deaths
-            return replace(state, clock_ms=0, proven_ms=proven_ms, deaths=deaths), None
+            state = replace(state, clock_ms=0, proven_ms=proven_ms)
+            if proven_ms == limits.stretch_ms:
+                state = replace(state, deaths=0, data_deaths=0)
+            return state, None
         case ((Phase.STARTING | Phase.READY | Phase.STOPPING), Event.DIED):
             return _died(limits, state)
+        case ((Phase.STARTING | Phase.READY | Phase.STOPPING), Event.DIED_OF_DATA):
+            return _died(limits, state) if state.closed else _died_of_data(limits, state)
         case ((Phase.STARTING | Phase.READY | Phase.STOPPING), Event.LOST):
             # READY as well: it can say so before the zygote, which then dies, has said its pid.
-            return State(deaths=state.deaths), None
+            return _waiting(state, 0), None
     return state, None
 
 
@@ -121,9 +131,23 @@ def due_ms(limits: Limits, state: State) -> int:
 def _died(limits: Limits, state: State) -> Step:
     deaths = state.deaths + 1
     if deaths > limits.deaths_max:  # INV-REAP-1
-        return State(deaths=deaths), Effect.PANIC_DEATHS
-    delay_ms = limits.backoff_ms[min(deaths, len(limits.backoff_ms)) - 1]
-    return State(clock_ms=delay_ms, deaths=deaths), None
+        return replace(_waiting(state, 0), deaths=deaths), Effect.PANIC_DEATHS
+    return replace(_waiting(state, _delay_ms(limits, deaths)), deaths=deaths), None
+
+
+def _died_of_data(limits: Limits, state: State) -> Step:
+    data_deaths = state.data_deaths + 1
+    if data_deaths > limits.deaths_max:  # INV-STATE-3
+        return replace(_waiting(state, 0), data_deaths=0, closed=True), None
+    return replace(_waiting(state, _delay_ms(limits, data_deaths)), data_deaths=data_deaths), None
+
+
+def _waiting(state: State, delay_ms: int) -> State:
+    return replace(state, phase=Phase.WAITING, clock_ms=delay_ms, proven_ms=0)
+
+
+def _delay_ms(limits: Limits, deaths: int) -> int:
+    return limits.backoff_ms[min(deaths, len(limits.backoff_ms)) - 1]
 
 
 def _patience(state: State, elapsed_ms: int, limit_ms: int, effect: Effect) -> Step:

@@ -22,12 +22,14 @@ def page(
     release: Release, ground: Ground, healthy: bool, zygote: ChildFacts, organs: Mapping[str, ChildFacts]
 ) -> str:
     """The page of a running system."""
+    bad = [name for name, facts in organs.items() if facts.closed]
     lines = [
         f"{release.name} {release.version} ({release.image})",
         "",
         f"  slot     {ground.slot or '-'}",
         f"  root     {ground.root_hash or 'not verified by this kernel'}",
         f"  boot     {'healthy' if healthy else 'not yet healthy'}",
+        *(f"  data     BAD: {name} is closed, writes nothing" for name in bad),
         "",
         "  organ            state     generation  deaths",
     ]

@@ -17,13 +17,15 @@ from organs.bay0.ground import Ground
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildFacts:
-    """One child, as others may know it. `since_ms` is CLOCK_MONOTONIC of its last start."""
+    """One child, as others may know it. `since_ms` is CLOCK_MONOTONIC of its last start; `closed`: it lives
+    without its data, which are bad."""
 
     state: str
     pid: int | None
     generation: int
     deaths: int
     since_ms: int
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ def _child(facts: ChildFacts) -> dict[str, object]:
         "generation": facts.generation,
         "deaths": facts.deaths,
         "sinceMs": facts.since_ms,
+        "closed": facts.closed,
     }
 
 

@@ -6,7 +6,8 @@ and its sockets in other namespaces, and gives up its powers before it runs a li
 Touches: clone3, and in the child: mounts, limits, ids, capabilities, descriptors.
 Never: opens a socket, starts a thread, decides; it makes what bay0 asks for, with the powers of the manifest.
 Fails: a clone that the kernel refuses is answered. Anything else ends the process; bay0 starts a new one and
-the organs live on. A child that cannot drop its powers ends with 111 before it is an organ.
+the organs live on. A child that cannot drop its powers ends with 111 before it is an organ; one whose file
+system cannot be what was written there ends with EXIT_DATA, which is no fault of the slot.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
-from organs import layout, runtime
+from organs import faults, layout, runtime
 from organs.bay0.request import (
     CGROUP,
     DATAGRAM_BYTES_MAX,
@@ -36,6 +37,9 @@ from organs.manifest import CAPABILITIES, Organ, load
 SOCKET_FD: Final = 3
 STATUS_FD: Final = 4
 EXIT_KERNEL: Final = 111
+# The file system says itself what the kernel does when it finds damage, and one of its answers is a panic,
+# which would burn a try of a slot for each boot. What it says is overruled.
+ON_DAMAGE: Final = "errors=remount-ro"
 # What making an organ takes: its mounts and namespaces, the owner of its store, its ids and sets.
 OWN_CAPABILITIES: Final = frozenset({"SYS_ADMIN", "CHOWN", "FOWNER", "SETUID", "SETGID", "SETPCAP"})
 
@@ -86,21 +90,28 @@ def _become(request: Request, organ: Organ, fds: dict[str, int]) -> NoReturn:
     os.dup2(stderr, 1)
     os.dup2(stderr, 2)
     try:
-        _take_mounts(request, organ)
+        try:
+            _take_mounts(request, organ)
+        except OSError as error:
+            if not faults.of_mount(error):
+                raise
+            print(f"{organ.name}: {error}", file=sys.stderr, flush=True)
+            os._exit(layout.EXIT_DATA)  # INV-STATE-3
         for name in organ.networks:
             fds[f"netlink:{name}"] = network.netlink_in(fds[f"netns:{name}"])
         _give_up(organ, fds)
     except OSError as error:
         print(f"{organ.name}: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_KERNEL)
-    runtime.run(organ.name, request.generation, fds)
+    runtime.run(organ.name, request.generation, fds, request.bad)
 
 
 def _take_mounts(request: Request, organ: Organ) -> None:
     """A mount namespace of its own, with what the manifest mounts there: no other organ sees it."""
     mounts.own_namespace()  # INV-STATE-1
     for mounting in request.mounts:
-        mounts.mount(mounting.source, mounting.at, mounting.type, mounts.INERT | mounts.MS_NOATIME)
+        flags = mounts.INERT | mounts.MS_NOATIME
+        mounts.mount(mounting.source, mounting.at, mounting.type, flags, ON_DAMAGE)  # INV-STATE-5
         os.chown(mounting.at, organ.uid, organ.gid)
         os.chmod(mounting.at, 0o700)
 

@@ -6,7 +6,9 @@ It carries requests from the bus to the worker's thread and the outcomes back. W
 Touches: /persist, through the worker; the bus, through the runtime.
 Never: answers a write before it is durable; answers at all when the device failed under it.
 Fails: a failed write or sync ends the process and leaves its callers without an answer: they learn that the
-peer died, which is all that anybody knows. The next incarnation recovers from the device.
+peer died, which is all that anybody knows. The next incarnation recovers from the device. An ending for what
+is on the device says so (BadData); after a few of those bay0 starts a gate that is *closed*: the device is
+not mounted, and every call is answered with CORRUPT and what was seen.
 """
 
 from __future__ import annotations
@@ -14,19 +16,24 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 import trio
 
-from bus.envelope import Failure
+from bus.envelope import Code, Failure
 from organs import layout
+from organs.gate.store import bad_data
 from organs.gate.verdict import Delete, Get, List, Operation, Put, Refuse, Usage, admit
 from organs.gate.worker import Deleted, Found, Listed, Outcome, Stored, Used, Worker
+from organs.runtime import BadData
 
 PERSIST = Path(layout.PERSIST)
 # Values on their way out. Each may have a mebibyte, and what waits for the bus is held in memory; further
 # reads wait their turn until their deadline.
 READS_MAX = 16
+# What SQLite or the kernel says of a damaged store is a line; a list of all of them stays one message.
+WHY_CHARS_MAX: Final = 200
+STORE_METHODS: Final = ("put", "get", "delete", "list", "usage")
 
 Params = Mapping[str, object]
 Handler = Callable[[object, Params], Awaitable[dict[str, object]]]
@@ -34,6 +41,8 @@ Handler = Callable[[object, Params], Awaitable[dict[str, object]]]
 
 class Spine(Protocol):
     """What this organ uses of the runtime."""
+
+    bad: str
 
     async def serve(self, handlers: Mapping[str, Handler]) -> None: ...
 
@@ -55,6 +64,8 @@ class Gate:
     async def fail_with_worker(self) -> None:
         """Raise what the worker died of."""
         await self._dead.wait()
+        if self._cause is not None and (seen := bad_data(self._cause)) is not None:
+            raise BadData(f"unable to go on with {layout.PERSIST}: {seen}") from self._cause
         raise RuntimeError("gate: unable to go on: the store's thread died") from self._cause
 
     async def ask(self, operation: Operation) -> Outcome:
@@ -101,7 +112,23 @@ class Gate:
 
             return handle
 
-        return {name: handler(operation) for name, operation in operations.items()}
+        async def state(_call: object, _params: Params) -> dict[str, object]:
+            damaged = sorted(self.worker.damaged().items())
+            return {"closed": "", "damaged": [{"store": s, "why": w[:WHY_CHARS_MAX]} for s, w in damaged]}
+
+        return {"data": state, **{name: handler(operation) for name, operation in operations.items()}}
+
+
+def closed(why: str) -> dict[str, Handler]:
+    """The interface of a gate without its data: what is wrong with them, whatever is asked."""
+
+    async def refuse(_call: object, _params: Params) -> dict[str, object]:
+        raise Failure(Code.CORRUPT, f"the data are bad, nothing is read or written: {why}")  # INV-STATE-4
+
+    async def state(_call: object, _params: Params) -> dict[str, object]:
+        return {"closed": why, "damaged": []}
+
+    return {"data": state, **dict.fromkeys(STORE_METHODS, refuse)}
 
 
 def results(outcome: Outcome) -> dict[str, object]:
@@ -146,6 +173,8 @@ def number(params: Params, name: str) -> int:
 
 async def main(spine: Spine) -> None:
     """Serve until cancelled; then finish the transactions that run and leave /persist clean."""
+    if spine.bad:
+        await spine.serve(closed(spine.bad))
     gate = Gate(PERSIST)
     gate.worker.start()
     try:

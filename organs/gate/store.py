@@ -19,12 +19,14 @@ import errno
 import hashlib
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from organs import faults
 from organs.gate import writeahead
 from organs.gate.verdict import (
     PAGE_BYTES,
@@ -92,6 +94,13 @@ _READ_ERRORS = frozenset(
     }
 )
 _PRIMARY = 0xFF
+# Errors that speak against the device or what is on it, wherever they come up. Not SQLITE_ERROR or _MISUSE.
+_OF_THE_DATA = frozenset(
+    {
+        *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL),
+        *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
+    }
+)
 
 # Connections that must not be closed, kept until the process ends. At most one for each store.
 _ABANDONED: list[sqlite3.Connection] = []
@@ -152,9 +161,22 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and 0 <= value < 1 << 63
 
 
+# What opening a file can end with that the file did not do.
+_NOT_OF_THE_FILE = frozenset(
+    {sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+)
+# The two bytes of SQLite's header that say how to write and to read the file. One that it does not know makes
+# the file read-only, which it tells when it is to write.
+_VERSIONS: Final = slice(18, 20)
+_VERSION_MAX: Final = 2
+
+
 @contextmanager
-def _typed() -> Iterator[None]:
-    """Turn the errors of SQLite that have a meaning here into ours; let the others end the process."""
+def _typed(*, opening: bool = False) -> Iterator[None]:
+    """Turn the errors of SQLite that have a meaning here into ours; let the others end the process.
+
+    `opening`: nothing is written then, so whatever the file makes SQLite say is about the file.
+    """
     try:
         yield
     except sqlite3.Error as error:
@@ -163,10 +185,51 @@ def _typed() -> Iterator[None]:
             raise Full(str(error)) from error
         if code & _PRIMARY in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code in _READ_ERRORS:
             raise Corrupt(str(error)) from error
+        if opening and code & _PRIMARY not in _NOT_OF_THE_FILE and code != sqlite3.SQLITE_IOERR_NOMEM:
+            raise Corrupt(str(error)) from error
         raise
     except UnicodeDecodeError as error:
         # SQLite quotes the file in the text of its error, and what it quotes is no longer text.
         raise Corrupt("SQLite's complaint about the file cannot be read") from error
+
+
+def bad_data(error: BaseException) -> str | None:
+    """What an error that ended the worker says of the data; None when it says nothing of them."""
+    if isinstance(error, Corrupt | Full):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(error) if faults.of_file(error) else None
+    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.Error) else None
+    if code is None or code & _PRIMARY not in _OF_THE_DATA or code == sqlite3.SQLITE_IOERR_NOMEM:
+        return None
+    return f"{error} ({getattr(error, 'sqlite_errorname', code)})"
+
+
+@contextmanager
+def _only_this_store() -> Iterator[None]:
+    """A file that cannot be read is its persona's damage. Nothing was written, so no write is in doubt.
+
+    A device that takes no writes any more is everybody's, and is passed on.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not faults.of_file(error) or error.errno == errno.EROFS:
+            raise
+        raise Corrupt(f"the file cannot be read: {error.strerror}") from error
+
+
+def _open_plain(path: Path, flags: int) -> int:
+    """A descriptor of a file that can only be a file. Raises Corrupt, FileNotFoundError, OSError.
+
+    Not for a store that is open: to close it again would drop the locks of SQLite.
+    """
+    with _only_this_store():
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Corrupt("it is no file")
+    return fd
 
 
 def _log_of(path: Path) -> Path:
@@ -176,14 +239,10 @@ def _log_of(path: Path) -> Path:
 def _read_log(path: Path) -> bytes:
     """The log of a store that is not open here: to close a descriptor of an open one would drop its locks."""
     try:
-        with open(_log_of(path), "rb") as file:
+        with _only_this_store(), open(_open_plain(_log_of(path), os.O_RDONLY), "rb") as file:
             log = file.read(LOG_READ_BYTES_MAX + 1)
     except FileNotFoundError:
         return b""
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise Corrupt("the log cannot be read") from error
     if len(log) > LOG_READ_BYTES_MAX:
         raise Corrupt("the log is longer than any of ours")
     return log
@@ -281,18 +340,22 @@ class Store:
         """
         path = directory / file_name(persona)
         try:
-            size = path.stat().st_size
+            fd = _open_plain(path, os.O_RDWR)
         except FileNotFoundError:
             return None
+        with open(fd, "rb") as file, _only_this_store():
+            size, versions = os.fstat(fd).st_size, file.read(PAGE_BYTES)[_VERSIONS]
         # SQLite takes a file shorter than a page for a new database and would make it one.
         if size < PAGE_BYTES:
             raise Corrupt(f"the file has {size} bytes")
+        if max(versions, default=0) > _VERSION_MAX:
+            raise Corrupt("the header of the file")
         # Before SQLite sees it: opening a store is recovering from its log.
         if examine and isinstance(
             verdict := writeahead.examine(_read_log(path), PAGE_BYTES), writeahead.Rotten
         ):
             raise Corrupt(verdict.reason)
-        with _typed():
+        with _typed(opening=True):
             store = cls(_connect(path), path, persona, quota_bytes)
             try:
                 store._check(examine)

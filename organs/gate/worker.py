@@ -151,6 +151,10 @@ class Worker:
             if ticket.state is _State.WAITING:
                 ticket.state = _State.ABANDONED
 
+    def damaged(self) -> dict[str, str]:
+        """The stores that were found damaged since the start, and what was seen."""
+        return dict(self._corrupt)
+
     # The thread.
 
     def _run(self) -> None:

@@ -23,8 +23,13 @@ def preload() -> None:
     """Nothing is shared but the interpreter."""
 
 
-def run(name: str, generation: int, fds: Mapping[str, int]) -> NoReturn:
+def run(name: str, generation: int, fds: Mapping[str, int], bad: str = "") -> NoReturn:
     """Live as the organ's name says."""
+    if bad:
+        print(f"{name} lives without its data: {bad}", file=sys.stderr, flush=True)
+    elif name == "rotten":
+        print(f"{name}: a file is damaged", file=sys.stderr, flush=True)
+        os._exit(layout.EXIT_DATA)
     print(f"{name} generation {generation} with {' '.join(sorted(fds))}", file=sys.stderr, flush=True)
     beat_ms = load(layout.MANIFEST).spine.heartbeat_ms
     status = fds["status"]

@@ -234,19 +234,79 @@ def test_too_many_deaths_end_in_panic_with_the_reason(tmp_path: Path) -> None:
         assert "spine: panic: alpha: alpha generation 4" in words
 
 
-def test_an_organ_that_cannot_take_its_place_says_why(tmp_path: Path) -> None:
-    """A partition without a file system: the child dies before it is an organ, faster than it is known."""
+@pytest.mark.proves("INV-STATE-3")
+@pytest.mark.proves("INV-STATE-4")
+def test_a_partition_without_a_file_system_closes_its_organ_and_nothing_else(tmp_path: Path) -> None:
+    """The child dies before it is an organ, faster than it is known, and no death of it is the slot's."""
     with open(tmp_path / "empty", "wb") as file:
         file.truncate(1024**2)
     with (
         loop_device(tmp_path / "empty") as empty,
         running(tmp_path, GATE, devices={"persist": empty}) as spine,
     ):
-        assert spine.end() == layout.EXIT_PANIC
+        assert spine.wait_ready("gate", 5) == 5
+        until("healthy", lambda: spine.state()["boot"]["healthy"])
+        assert (spine.child("gate")["deaths"], spine.child("gate")["closed"]) == (0, True)
         words = spine.console()
-        assert "gate died 4 times" in words
-        assert "(the last time: exit code 111)" in words
-        assert "gate: unable to mount ext4 at /persist: Invalid argument" in words
+        assert words.count("died: exit code 65") == 4
+        assert "gate: bad data: it lives without them until the next boot" in words
+        told = "gate lives without its data: unable to mount ext4 at /persist: Invalid argument\n"
+        assert told in spine.log("gate")
+        assert layout.PERSIST not in mount_points(spine.host_pid("gate"))
+        # What has no data any more can die of none: these deaths are the slot's again.
+        for number in range(5, 9):
+            spine.wait_ready("gate", number)
+            spine.kill("gate")
+        assert spine.end() == layout.EXIT_PANIC
+        assert "gate died 4 times" in spine.console()
+
+
+@pytest.mark.proves("INV-STATE-3")
+def test_bad_data_need_a_file_system_to_be_on(tmp_path: Path, disks: dict[str, str]) -> None:
+    """Who says that its data are bad is believed where the stanza mounts some, and nowhere else."""
+    mounted = stanza("rotten", 2106, mounts='[{ device = "persist", at = "/persist", type = "ext4" }]')
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with running(tmp_path / "one", mounted, ALPHA, devices=disks) as spine:
+        spine.wait_ready("rotten", 5)
+        assert spine.child("rotten")["closed"] is True
+        assert "rotten lives without its data: a file is damaged\n" in spine.log("rotten")
+    with running(tmp_path / "two", stanza("rotten", 2106), ALPHA) as spine:
+        assert spine.end() == layout.EXIT_PANIC
+        assert "rotten died 4 times" in spine.console()
+
+
+@pytest.mark.proves("INV-STATE-5")
+def test_what_a_file_system_does_on_damage_is_not_its_own_choice(tmp_path: Path) -> None:
+    """Not tried with "panic", which this host would have to survive."""
+    with open(tmp_path / "persist", "wb") as file:
+        file.truncate(16 * 1024**2)
+    subprocess.run(["mkfs.ext4", "-q", str(tmp_path / "persist")], check=True)
+    own = ["tune2fs", "-e", "continue", str(tmp_path / "persist")]
+    subprocess.run(own, check=True, stdout=subprocess.DEVNULL)
+    with (
+        loop_device(tmp_path / "persist") as persist,
+        running(tmp_path, GATE, devices={"persist": persist}) as spine,
+    ):
+        spine.wait_ready("gate")
+        lines = Path(f"/proc/{spine.host_pid('gate')}/mountinfo").read_text().splitlines()
+        (options,) = [line.split()[-1] for line in lines if line.split()[4] == layout.PERSIST]
+        # ext4 names it because the file system itself says something else.
+        assert "errors=remount-ro" in options.split(",")
+
+
+def test_an_organ_that_cannot_take_its_place_says_why(tmp_path: Path, disks: dict[str, str]) -> None:
+    """A device that somebody else holds is no damage of it: a death like any other."""
+    held = os.open(disks["persist"], os.O_RDWR | os.O_EXCL)
+    try:
+        with running(tmp_path, GATE, devices={"persist": disks["persist"]}) as spine:
+            assert spine.end() == layout.EXIT_PANIC
+            words = spine.console()
+            assert "gate died 4 times" in words
+            assert "(the last time: exit code 111)" in words
+            assert "gate: unable to mount ext4 at /persist: Device or resource busy" in words
+    finally:
+        os.close(held)
 
 
 def test_never_getting_ready_ends_in_panic_too(tmp_path: Path) -> None:

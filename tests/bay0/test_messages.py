@@ -148,10 +148,13 @@ def test_any_datagram_of_the_zygote_is_an_answer_or_refused(datagram: bytes) -> 
             decode(datagram)
 
 
-@given(st.text(max_size=20), st.integers(1), st.lists(st.text(max_size=20), max_size=10))
-def test_requests_come_back_as_they_went(organ: str, generation: int, fds: list[str]) -> None:
+@given(
+    st.text(max_size=20), st.integers(1), st.lists(st.text(max_size=20), max_size=10), st.text(max_size=200)
+)
+def test_requests_come_back_as_they_went(organ: str, generation: int, fds: list[str], bad: str) -> None:
     mounting = request.Mounting(source="/dev/loop0", at="/persist", type="ext4")
-    asked = request.Request(organ=organ, generation=generation, mounts=(mounting,), fds=tuple(fds))
+    asked = request.Request(organ=organ, generation=generation, mounts=(mounting,), fds=tuple(fds), bad=bad)
+    assert len(asked.encode()) <= request.DATAGRAM_BYTES_MAX
     assert request.decode_request(asked.encode()) == asked
     for made in (request.Made(pid=generation, error=""), request.Made(pid=None, error=organ)):
         assert request.decode_made(made.encode()) == made

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +42,14 @@ def test_the_page() -> None:
     ]
 
 
+@pytest.mark.proves("INV-STATE-4")
+def test_the_page_says_that_the_data_are_bad() -> None:
+    closed = dataclasses.replace(GATE, state="ready", closed=True)
+    shown = lines(screen.page(RELEASE, MACHINE, True, ZYGOTE, {"gate": closed}))
+    assert shown[4:6] == ["  boot     healthy", "  data     BAD: gate is closed, writes nothing"]
+    assert state.document(RELEASE, MACHINE, (), True, ZYGOTE, {"gate": closed})["organs"]["gate"]["closed"]  # type: ignore[index]
+
+
 @given(st.text(max_size=3000))
 def test_a_panic_page_fits_whatever_the_reason(reason: str) -> None:
     shown = lines(screen.panic_page("Alpine-Spine", reason))
@@ -69,6 +79,15 @@ def test_the_state_file_is_replaced_whole_and_only_when_it_changed(tmp_path: Pat
             "version": "0.1.0",
             "image": "production",
         },
-        "zygote": {"state": "ready", "pid": 2, "generation": 1, "deaths": 0, "sinceMs": 100},
-        "organs": {"gate": {"state": "starting", "pid": None, "generation": 3, "deaths": 2, "sinceMs": 900}},
+        "zygote": {"state": "ready", "pid": 2, "generation": 1, "deaths": 0, "sinceMs": 100, "closed": False},
+        "organs": {
+            "gate": {
+                "state": "starting",
+                "pid": None,
+                "generation": 3,
+                "deaths": 2,
+                "sinceMs": 900,
+                "closed": False,
+            }
+        },
     }

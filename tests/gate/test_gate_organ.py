@@ -11,7 +11,9 @@ import trio
 import trio.testing
 
 from bus.envelope import Code, Failure
+from organs import layout
 from organs.gate import organ, store
+from organs.runtime import EXIT_DEFECT, exit_code
 
 Session = Callable[["Caller"], Awaitable[None]]
 
@@ -34,8 +36,9 @@ class Caller:
 class Bench:
     """A spine whose serve runs a session instead of listening."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, bad: str = "") -> None:
         self._session = session
+        self.bad = bad
 
     async def serve(self, handlers: Mapping[str, organ.Handler]) -> None:
         await self._session(Caller(handlers))
@@ -52,10 +55,10 @@ def persist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def during(session: Session) -> None:
+async def during(session: Session, bad: str = "") -> None:
     """Run the organ around a session."""
     try:
-        await organ.main(Bench(session))
+        await organ.main(Bench(session, bad))
     except BaseExceptionGroup as group:
         if group.subgroup(Served) is None:
             raise
@@ -157,9 +160,52 @@ async def test_a_dead_worker_ends_the_organ_and_answers_nobody(
     with pytest.raises(BaseException) as caught:  # noqa: PT011 # a group or what is in it
         await during(session)
     assert not answered
-    assert "thread died" in describe(caught.value)
+    # The device failed, which is not the slot's fault, and the last line says what was seen.
+    assert exit_code(caught.value) == layout.EXIT_DATA
+    assert "unable to go on with /persist: [Errno 5] Input/output error" in describe(caught.value)
     monkeypatch.undo()
     assert store.Store.open(persist, "ben", examine=True) is None
+
+
+@pytest.mark.usefixtures("persist")
+async def test_a_defect_is_not_taken_for_bad_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: store.Store) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr(store.Store, "commit", broken)
+
+    async def session(gate: Caller) -> None:
+        await gate("put", persona="linda", key=b"k", value=b"w")
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 # a group or what is in it
+        await during(session)
+    assert "thread died" in describe(caught.value)
+    assert exit_code(caught.value) == EXIT_DEFECT
+
+
+@pytest.mark.parametrize("name", ["ballast", "incoming"])
+async def test_a_persist_that_cannot_be_opened_is_bad_data(persist: Path, name: str) -> None:
+    (persist / name).mkdir()
+
+    async def session(gate: Caller) -> None:
+        await gate("usage", persona="linda")
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 # a group or what is in it
+        await during(session)
+    assert exit_code(caught.value) == layout.EXIT_DATA
+
+
+@pytest.mark.proves("INV-STATE-4")
+async def test_a_closed_gate_answers_every_call_and_touches_nothing(persist: Path) -> None:
+    async def session(gate: Caller) -> None:
+        assert await gate("data") == {"closed": "unable to mount", "damaged": []}
+        for method in organ.STORE_METHODS:
+            with pytest.raises(Failure, match="nothing is read or written: unable to mount") as refused:
+                await gate(method, persona="linda", key=b"k", value=b"v", after=b"", limit=0)
+            assert refused.value.code is Code.CORRUPT
+
+    await during(session, bad="unable to mount")
+    assert not os.listdir(persist)
 
 
 def describe(error: BaseException) -> str:
@@ -171,7 +217,10 @@ async def test_damage_is_said_and_does_not_end_the_organ(persist: Path) -> None:
     (persist / store.file_name("linda")).write_bytes(b"")
 
     async def session(gate: Caller) -> None:
+        assert await gate("data") == {"closed": "", "damaged": []}
         assert await gate.code("get", persona="linda", key=b"k") is Code.CORRUPT
         assert await gate("put", persona="ben", key=b"k", value=b"v") == {"seq": 1}
+        told = [{"store": "linda", "why": "the file has 0 bytes"}]
+        assert await gate("data") == {"closed": "", "damaged": told}
 
     await during(session)

@@ -6,7 +6,9 @@ import os
 import random
 import shutil
 import sqlite3
+import stat
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,6 +264,56 @@ def test_a_damaged_file_is_never_an_empty_store(tmp_path: Path, damage: str) -> 
         assert asker.get("ben", b"key-001") == held[b"key-001"]
         asker.put("ben", b"new", b"v")
     assert path.read_bytes() == bad, "a damaged file is left as it is"
+
+
+@pytest.mark.proves("INV-GATE-6")
+@pytest.mark.parametrize("at", range(0, 100, 10))
+def test_no_header_ends_the_gate(tmp_path: Path, at: int) -> None:
+    """SQLite believes its header. Some bytes make it say that it is too old, or that it may not write."""
+    fill(tmp_path, "linda")
+    good = (tmp_path / file_name("linda")).read_bytes()
+    for place in range(at, at + 10):
+        for byte in {0, 1, 2, 3, 5, 255, good[place] ^ 1, good[place] ^ 128} - {good[place]}:
+            # A directory of its own: a damaged store is never closed, so it keeps its lock.
+            home = tmp_path / f"{place}-{byte}"
+            home.mkdir()
+            (home / file_name("linda")).write_bytes(good[:place] + bytes([byte]) + good[place + 1 :])
+            # Leaving the asker raises what the worker died of.
+            with Asker(home) as asker:
+                for act in (
+                    lambda: asker.get("linda", b"key-000"),
+                    lambda: asker.put("linda", b"new", b"v"),
+                    lambda: asker.delete("linda", b"key-001"),
+                ):
+                    with suppress(Refused):
+                        act()
+
+
+@pytest.mark.proves("INV-GATE-6")
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link", "socket"])
+def test_what_is_no_file_is_damage_of_one_store(tmp_path: Path, kind: str) -> None:
+    for suffix in ("", "-wal"):
+        home = tmp_path / f"home{suffix}"
+        home.mkdir()
+        fill(home, "linda")
+        fill(home, "ben")
+        path = home / (file_name("linda") + suffix)
+        path.unlink(missing_ok=True)
+        if kind == "directory":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "link":
+            path.symlink_to(home / file_name("ben"))
+        else:
+            os.mknod(path, 0o600 | stat.S_IFSOCK)
+        with Asker(home) as asker:
+            for _ in range(2):
+                with pytest.raises(Refused) as refused:
+                    asker.put("linda", b"key", b"v")
+                assert refused.value.code is Code.CORRUPT
+            asker.put("ben", b"key", b"v")
+            assert asker.worker.damaged().keys() == {"linda"}
 
 
 @pytest.mark.proves("INV-GATE-6")

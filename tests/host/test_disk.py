@@ -114,6 +114,9 @@ def test_a_rebuild_renews_the_system_and_keeps_the_state(tmp_path: Path) -> None
         "personas": b"used personas",
         "persist": b"used persist",
     }
+    # Without the data: the personas stay, everything else is the image's.
+    assert disk.prepare(built, runs, kept=(disk.PERSONAS,)) == "refreshed"
+    assert (get(runs, "personas"), get(runs, "persist")) == (b"used personas", b"2 persist")
     assert disk.prepare(built, runs, fresh=True) == "new"
     assert runs.read_bytes() == built.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["disk.img", "disk.json", "spine.img"]

@@ -88,8 +88,12 @@ PERSONAS = {
 }
 
 
+DATA: dict[str, object] = {"closed": "", "damaged": []}
+DAMAGED = {"closed": "unable to mount", "damaged": [{"store": "linda", "why": "the file has 0 bytes"}]}
+
+
 def whole() -> dict[str, object]:
-    return status.document(GROUND, TOLD, SLOTS, ROOMS, PERSONAS)
+    return status.document(GROUND, TOLD, SLOTS, ROOMS, PERSONAS, DATA)
 
 
 def test_the_contract() -> None:
@@ -105,7 +109,15 @@ def test_the_contract() -> None:
     assert found["pid1"] == "bay0"
     assert found["slot"] == {"active": "b", "rootHash": "ab" * 32, "verified": True, "healthy": False}
     assert found["organs"] == {
-        "gate": {"state": "ready", "pid": 5, "generation": 2, "uptimeS": 1.5, "pssKb": 7000, "deaths": 1},
+        "gate": {
+            "state": "ready",
+            "pid": 5,
+            "generation": 2,
+            "uptimeS": 1.5,
+            "pssKb": 7000,
+            "deaths": 1,
+            "closed": False,
+        },
         "operator": {
             "state": "waiting",
             "pid": None,
@@ -113,8 +125,10 @@ def test_the_contract() -> None:
             "uptimeS": 0,
             "pssKb": None,
             "deaths": 0,
+            "closed": False,
         },
     }
+    assert found["data"] == {"closed": None, "damaged": {}}
     assert found["checked"] == {
         "slot-a": {
             "name": "slot-a",
@@ -187,27 +201,41 @@ def test_the_page_says_the_same() -> None:
 
 
 def test_nobody_with_the_focus_and_nobody_at_all_say_what_to_do() -> None:
-    found = status.document(GROUND, TOLD, SLOTS, {**ROOMS, "focus": ""}, PERSONAS)
+    found = status.document(GROUND, TOLD, SLOTS, {**ROOMS, "focus": ""}, PERSONAS, DATA)
     assert found["focus"] is None
     shown = status.page(found)
     assert "nobody has the focus   (./spine focus NAME)" in shown
     assert "*" not in shown
-    empty = status.document(GROUND, TOLD, SLOTS, {"rooms": [], "focus": ""}, {"personas": []})
+    empty = status.document(GROUND, TOLD, SLOTS, {"rooms": [], "focus": ""}, {"personas": []}, DATA)
     assert (empty["focus"], empty["rooms"], empty["personas"]) == (None, {}, {})
     assert "no persona is installed   (./spine persona install linda)" in status.page(empty)
 
 
 def test_an_organ_that_does_not_answer_leaves_the_rest() -> None:
-    found = status.document(GROUND, TOLD, None, ROOMS, None)
+    found = status.document(GROUND, TOLD, None, ROOMS, None, None)
+    assert found["data"] is None
     assert found["checked"] == {}
     assert found["personas"] is None
     shown = status.page(found)
     assert "slot-a" not in shown
     assert "* courier has the focus\npersonas  not known" in shown
-    found = status.document(GROUND, TOLD, SLOTS, None, PERSONAS)
+    found = status.document(GROUND, TOLD, SLOTS, None, PERSONAS, DATA)
     assert (found["focus"], found["rooms"]) == (None, None)
     shown = status.page(found)
     assert "rooms     not known: the freezer does not answer\n" in shown
+
+
+def test_bad_data_are_told_with_what_to_do() -> None:
+    told = copy.deepcopy(TOLD)
+    told["organs"]["organs"]["gate"]["closed"] = True  # type: ignore[index]  # a plain dict
+    found = status.document(GROUND, told, SLOTS, ROOMS, PERSONAS, DAMAGED)
+    assert found["data"] == {"closed": "unable to mount", "damaged": {"linda": "the file has 0 bytes"}}
+    assert found["organs"]["gate"]["closed"] is True  # type: ignore[index]  # a plain dict
+    shown = status.page(found)
+    assert "data      BAD: unable to mount\n" in shown
+    assert "./spine boot --fresh-data" in shown
+    assert "data      DAMAGED, of linda alone: the file has 0 bytes\n" in shown
+    assert "data" not in status.page(whole())
 
 
 junk = st.recursive(
@@ -217,7 +245,7 @@ junk = st.recursive(
 
 @given(data=st.data(), item=junk)
 def test_other_answers_are_refused_or_read(data: st.DataObject, item: object) -> None:
-    told = copy.deepcopy({**TOLD, "slots": SLOTS, "rooms": ROOMS, "personas": PERSONAS})
+    told = copy.deepcopy({**TOLD, "slots": SLOTS, "rooms": ROOMS, "personas": PERSONAS, "data": DAMAGED})
     at: object = told
     while isinstance(at, dict | list):
         key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
@@ -226,7 +254,7 @@ def test_other_answers_are_refused_or_read(data: st.DataObject, item: object) ->
             break
         at = at[key]
     try:
-        parts = [told.pop(name) for name in ("slots", "rooms", "personas")]
+        parts = [told.pop(name) for name in ("slots", "rooms", "personas", "data")]
         found = status.document(GROUND, told, *parts)  # type: ignore[arg-type]  # junk is the point
         json.dumps(found)
         status.page(found)
@@ -238,5 +266,10 @@ def test_a_missing_part_is_told() -> None:
     for key in TOLD:
         with pytest.raises(KeyError):
             status.document(
-                GROUND, {name: part for name, part in TOLD.items() if name != key}, SLOTS, ROOMS, PERSONAS
+                GROUND,
+                {name: part for name, part in TOLD.items() if name != key},
+                SLOTS,
+                ROOMS,
+                PERSONAS,
+                DATA,
             )

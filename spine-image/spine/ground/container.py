@@ -124,11 +124,11 @@ class Container:
         """How bay0 ended for good: 0 power-off, 70 panic, below 0 a signal; None while it runs or reboots."""
         return state.ended(self.directory)
 
-    def provision(self, out: Path, *, fresh: bool = False) -> tuple[Path, Path]:
+    def provision(self, out: Path, *, fresh: bool = False, fresh_data: bool = False) -> tuple[Path, Path]:
         """The files to start from, out of what was built: root and persist.
 
-        `persist` and the personas are kept from the last time unless `fresh`. Not while it runs. SpineError
-        (3) when nothing was built.
+        `persist` and the personas are kept from the last time unless `fresh`, the personas also with
+        `fresh_data`. Not while it runs. SpineError (3) when nothing was built.
         """
         paths.private(self.directory)
         root, image = out / "root.squashfs", out / "spine.img"
@@ -139,7 +139,7 @@ class Container:
         persist = self.directory / "persist.img"
         if fresh:
             self.personas.unlink(missing_ok=True)
-        if fresh or not persist.is_file():
+        if fresh or fresh_data or not persist.is_file():
             table = gpt.read(image) if image.is_file() else {}
             if "persist" in table:
                 disk.extract(image, table["persist"], persist)

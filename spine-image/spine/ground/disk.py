@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from spine.errors import Exit, SpineError
@@ -19,13 +19,16 @@ from spine.ground import gpt
 # QEMU's name for the disk that the guest sees.
 DISK_NODE = "disk"
 # What a person put there; the rest comes from the image.
-KEPT = ("personas", "persist")
+PERSONAS, DATA = "personas", "persist"
+KEPT = (PERSONAS, DATA)
 # Copied at once by the kernel; a bound so that ctrl-C is heard.
 COPY_BYTES = 64 * 1024 * 1024
 
 
-def prepare(image: Path, disk: Path, *, fresh: bool = False) -> str:
+def prepare(image: Path, disk: Path, *, fresh: bool = False, kept: Collection[str] = KEPT) -> str:
     """Make `disk` the copy to run; says in a word what was done: "kept", "new" or "refreshed".
+
+    `kept`: the partitions of the old disk that are carried over. Fewer than all of them make it anew.
 
     Must not be called while the disk is in use. SpineError: the image is missing or broken (3), what is kept
     does not fit into the new layout (5).
@@ -38,17 +41,17 @@ def prepare(image: Path, disk: Path, *, fresh: bool = False) -> str:
     known = _known(note)
     seen = stamp(image)
     exists = disk.is_file() and not fresh
-    if exists and known.items() >= seen.items():
+    if exists and kept == KEPT and known.items() >= seen.items():
         return "kept"
     digest = sparse_sha256(image)
     done = "kept"
-    if not exists or known.get("sha256") != digest:
+    if not exists or kept != KEPT or known.get("sha256") != digest:
         done = "refreshed" if exists else "new"
         new = disk.with_suffix(".new")
         with _discarded_on_failure(new):
             sparse_copy(image, new)
             if exists:
-                _carry_over(disk, new)  # INV-HOST-2
+                _carry_over(disk, new, kept)  # INV-HOST-2
             _sync(new)
             new.rename(disk)
     draft = note.with_suffix(".json.new")
@@ -95,7 +98,7 @@ def sparse_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _carry_over(old: Path, new: Path) -> None:
+def _carry_over(old: Path, new: Path, kept: Collection[str]) -> None:
     try:
         before, after = gpt.read(old), gpt.read(new)
     except gpt.GptError as error:
@@ -106,7 +109,7 @@ def _carry_over(old: Path, new: Path) -> None:
             Exit.REFUSED,
         ) from error
     with open(old, "rb") as source, open(new, "r+b") as target:
-        for name in KEPT:
+        for name in kept:
             if name not in before:
                 continue
             if name not in after or after[name].size < before[name].size:

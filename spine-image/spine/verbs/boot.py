@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="how QEMU runs the guest"
     )
     parser.add_argument("--fresh", action="store_true", help="start with an empty disk: forget all state")
+    parser.add_argument(
+        "--fresh-data",
+        action="store_true",
+        help="start with an empty persist: forget what personas stored, keep those that are installed",
+    )
     parser.add_argument("--display", action="store_true", help="show the machine's screen in a window")
     parser.add_argument(
         "--secure-boot",
@@ -120,10 +125,10 @@ def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machi
     paths.private(where)
     disk_path = where / "disk.img"
     with progress.stage("disk"):
-        done = disk.prepare(paths.out() / "spine.img", disk_path, fresh=args.fresh)
-        progress.done(
-            {"refreshed": "system renewed, state kept", "new": "new, empty", "kept": "as it was"}[done]
-        )
+        kept = (disk.PERSONAS,) if args.fresh_data else disk.KEPT
+        done = disk.prepare(paths.out() / "spine.img", disk_path, fresh=args.fresh, kept=kept)
+        renewed = f"system renewed, {' and '.join(kept)} kept"
+        progress.done({"refreshed": renewed, "new": "new, empty", "kept": "as it was"}[done])
     if why_not:
         progress.say(f"KVM is not used: {why_not}; TCG takes a little longer")
     machine = Machine(where)
@@ -181,7 +186,7 @@ def _container(args: argparse.Namespace, where: Path, progress: Progress) -> Con
     _build(progress, root_only=True)
     container = Container(where)
     try:
-        root, persist = container.provision(paths.out(), fresh=args.fresh)
+        root, persist = container.provision(paths.out(), fresh=args.fresh, fresh_data=args.fresh_data)
         pairs = container.pairs(paths.out(), fresh=args.fresh)
         with progress.stage("booting the container"):
             container.start(root, persist, pairs=pairs)
@@ -212,7 +217,7 @@ def _build(progress: Progress, *, root_only: bool) -> None:
 
 
 def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
-    started = (args.fresh, args.display, args.log_writes, args.no_restart, args.secure_boot)
+    started = (args.fresh, args.fresh_data, args.display, args.log_writes, args.no_restart, args.secure_boot)
     if any(started) or args.accel != "auto":
         suffix = " --container" if args.container else ""
         raise SpineError(

@@ -1,8 +1,9 @@
 """`./spine status`: what runs, as the spine itself says; `--json` is a contract for scripts.
 
 Touches: the operator's port. Invents nothing: what the host knows (process, disk, ground), what the operator
-answers (organs, memory, network), what integrity says of the disk and of the personas, and what the freezer
-says of the rooms are put side by side. An organ that does not answer just now leaves its part out.
+answers (organs, memory, network), what integrity says of the disk and of the personas, what the freezer says
+of the rooms and the gate of the data are put side by side. An organ that does not answer just now leaves its
+part out.
 """
 
 import argparse
@@ -38,12 +39,13 @@ def run(args: argparse.Namespace) -> int:
     ground = state.running(args.ground)
     with attach(ground.kind).port() as port:
         answer = port.call("operator.status")
-        slots, rooms, personas = (
-            _part(port, name) for name in ("integrity.slots", "freezer.rooms", "integrity.personas")
+        slots, rooms, personas, data = (
+            _part(port, name)
+            for name in ("integrity.slots", "freezer.rooms", "integrity.personas", "gate.data")
         )
     try:
         told = json.loads(str(answer["json"]))
-        found = document(ground, told, slots, rooms, personas)
+        found = document(ground, told, slots, rooms, personas, data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpineError(
             "the operator's status cannot be read",
@@ -66,10 +68,15 @@ def _part(port: "Port", name: str) -> Told | None:
 
 
 def document(
-    ground: state.Ground, told: Told, slots: Told | None, rooms: Told | None, personas: Told | None
+    ground: state.Ground,
+    told: Told,
+    slots: Told | None,
+    rooms: Told | None,
+    personas: Told | None,
+    data: Told | None,
 ) -> dict[str, object]:
-    """The contract's object from what the host knows, what the operator told, and what integrity and the
-    freezer told (None: it did not answer). Pure.
+    """The contract's object from what the host knows, what the operator told, and what integrity, the freezer
+    and the gate told (None: it did not answer). Pure.
 
     KeyError, TypeError, AttributeError when they told something else.
     """
@@ -88,6 +95,7 @@ def document(
             "uptimeS": round((now_ms - _number(organ["sinceMs"])) / 1000, 1) if started else 0,
             "pssKb": pss.get(name),
             "deaths": organ.get("deaths"),
+            "closed": organ.get("closed") is True,
         }
     return {
         "ground": {
@@ -106,6 +114,7 @@ def document(
         },
         "checked": {str(row["name"]): row for row in _rows(slots["checked"] if slots else [])},
         "organs": organs,
+        "data": _data(data),
         "focus": None if rooms is None else _text(rooms["focus"]) or None,
         "rooms": _rooms(rooms),
         "personas": _personas(personas),
@@ -134,6 +143,7 @@ def page(found: Mapping[str, object]) -> str:
         checked = _object(row)
         why = f": {checked['detail']}" if checked["detail"] else ""
         lines.append(f"{name:<10}{checked['verdict']}{why}")
+    lines += _data_page(found)
     if ground["missing"]:
         lines.append(f"missing   {_listed(ground['missing'])}")
     lines += ["", f"{'organ':<12}{'state':<10}{'pid':>6}{'generation':>12}{'up':>10}{'memory':>12}"]
@@ -149,6 +159,24 @@ def page(found: Mapping[str, object]) -> str:
     total = f"{_object(found['memory'])['totalKiB']} KiB"
     lines.append(f"{'in all, pages that are shared counted once':<50}{total:>12}")
     return "\n".join([*lines, "", *_rooms_page(found)]) + "\n"
+
+
+def _data_page(found: Mapping[str, object]) -> list[str]:
+    """What is wrong with the data; nothing while nothing is known to be."""
+    if found["data"] is None:
+        return []
+    data = _object(found["data"])
+    lines = []
+    if data["closed"]:
+        lines += [
+            f"data      BAD: {data['closed']}",
+            "          nothing is read or written; the slots are not to blame",
+            "          ./spine stop, then   ./spine boot to try once more   or   ./spine boot --fresh-data",
+            "          to forget what personas stored",
+        ]
+    for store, why in _object(data["damaged"]).items():
+        lines.append(f"data      DAMAGED, of {store} alone: {why}")
+    return lines
 
 
 def _rooms_page(found: Mapping[str, object]) -> list[str]:
@@ -199,6 +227,17 @@ def _rooms(told: Told | None) -> dict[str, object] | None:
             "blocker": _text(room["blocker"]) or None,
         }
     return rooms
+
+
+def _data(told: Told | None) -> dict[str, object] | None:
+    """Why no data are served, and each damaged store by its name; None: nobody can say."""
+    if told is None:
+        return None
+    rows = [_object(row) for row in _list(told["damaged"])]
+    return {
+        "closed": _text(told["closed"]) or None,
+        "damaged": {_text(row["store"]): _text(row["why"]) for row in rows},
+    }
 
 
 def _personas(told: Told | None) -> dict[str, object] | None:
