@@ -303,9 +303,9 @@ static void tell(void)
 	if (tries)
 		say("\r\nA restart tries the pair that has tries left.\r\n");
 	else
-		say("\r\nNeither pair came up in the tries it had. Nothing durable was touched: what the gate\r\n"
-		    "keeps (persist) and the installed personas are as they were.\r\n"
-		    "To write the image anew: ./spine usb on another computer.\r\n");
+		say("\r\nNeither pair came up in the tries it had. Nothing durable was touched: what\r\n"
+		    "is kept (persist) and the installed personas are as they were.\r\n"
+		    "To write the image anew: ./spine usb, on another computer.\r\n");
 	say("\r\n  a, b   start that pair once more\r\n  r      restart\r\n\r\n"
 	    "Nothing happens by itself. Waiting for a key.\r\n");
 }
