@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine import paths
 from spine.errors import Exit, SpineError
-from spine.image import authenticode, commands, disk, inputs, kernel, keys, root, slot, uki, verity
+from spine.image import authenticode, commands, disk, inputs, kernel, keys, rescue, root, slot, uki, verity
 from spine.image.cache import Cache, digest, file_digest
 from spine.image.sources import Sources
 from spine.progress import Progress
@@ -101,13 +101,9 @@ def build(
     fragment = sources.read(kernel.FRAGMENT).decode()
     kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
     image_key = digest(
-        "image",
-        root_key,
-        kernel_key,
-        plan.recipe(),
-        sources.read(inputs.LOCK),
-        _boot_key(plan),
+        *("image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)),
         plan.boot_key.der,
+        sources.digest(*rescue.FILES),
     )
 
     def fetch() -> Path:
@@ -198,8 +194,9 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
             )
             for name in SLOTS
         }
+        rescuer = plan.signed(rescue.make(directory, *(plan.sources.read(path) for path in rescue.FILES)))
         loader = plan.signed(programs[LOADER])
-        volumes = {name: disk.volume(name, loader, ukis[name]) for name in SLOTS}
+        volumes = {name: disk.volume(name, loader, ukis[name], rescuer) for name in SLOTS}
         boots = {
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
         }

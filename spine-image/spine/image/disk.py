@@ -108,6 +108,8 @@ def entry_name(slot: str) -> str:
 
 LOADER_PATH = "EFI/BOOT/BOOTX64.EFI"
 PROGRAMS = "EFI/Linux"
+# Without a counter: a rescue that could be used up would be none.
+RESCUE_PATH = f"{PROGRAMS}/spine-rescue.efi"
 
 
 def program_path(slot: str) -> str:
@@ -115,9 +117,14 @@ def program_path(slot: str) -> str:
     return f"{PROGRAMS}/{entry_name(slot)}"
 
 
-def volume(slot: str, loader: bytes, uki: bytes) -> dict[str, bytes]:
+def volume(slot: str, loader: bytes, uki: bytes, rescue: bytes) -> dict[str, bytes]:
     """All files of a slot's boot volume, by their paths: everything that a firmware can start from it."""
-    return {LOADER_PATH: loader, "loader/loader.conf": LOADER_CONF, program_path(slot): uki}
+    return {
+        LOADER_PATH: loader,
+        "loader/loader.conf": LOADER_CONF,
+        program_path(slot): uki,
+        RESCUE_PATH: rescue,
+    }
 
 
 def make_boot(directory: Path, slot: str, files: Mapping[str, bytes], epoch: int) -> Path:
