@@ -185,9 +185,10 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
             name: _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
             for name in SLOTS
         }
-        rescuer = rescue.make(directory, *(plan.sources.read(path) for path in rescue.FILES))
+        texts = [plan.sources.read(path) for path in rescue.FILES]
+        first, rescuer = (rescue.make(directory, *texts, first=first) for first in (True, False))
         # All that a firmware is to start, and so all that is to be signed for it, is in these files.
-        volumes = {name: disk.volume(name, programs[LOADER], ukis[name], rescuer) for name in SLOTS}
+        volumes = {name: disk.volume(name, first, programs[LOADER], ukis[name], rescuer) for name in SLOTS}
         ukis = {name: files[disk.program_path(name)] for name, files in volumes.items()}
         boots = {
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
