@@ -1,21 +1,29 @@
-/* The rescue: what a machine starts when neither pair of slot and boot volume can be.
+/* Two UEFI programs of one text: the first one that a firmware starts from our disk, and the rescue.
  *
- * A UEFI program of its own: no kernel, and nothing from the disk once it runs. It says on the screen and on
- * the serial line which pair is in what state and what a person can do, then waits for a key for as long as
- * it takes: `a` and `b` start that pair once more, `r` restarts.
+ * With FIRST it is the first program (EFI/BOOT/BOOTX64.EFI): it starts systemd-boot from its own volume, or from
+ * the other one when that cannot be loaded. Where systemd-boot comes back, it could not start what it chose;
+ * firmware would give up there. If a try was counted for it the machine restarts, which the counters bound;
+ * if not, what follows is the rescue.
+ *
+ * The rescue is what a machine ends in when neither pair of slot and boot volume can be started. No kernel, and
+ * nothing from the disk once it runs. It says on the screen and on the serial line which pair is in what state
+ * and what a person can do, then waits for a key for as long as it takes: `a` and `b` start that pair once
+ * more, `r` restarts.
  *
  * Touches: the volumes of the disk it came from, to read; consoles; the firmware's watchdog.
- * Never: writes to a disk, starts or restarts anything without a key, looks at another disk, shows a byte from
- * the disk that is not of a name as we make them.
+ * Never: writes to a disk, restarts without a key or a counted try, starts a pair without a key, looks at another
+ * disk, shows a byte from the disk that is not of a name as we make them.
  * Fails: what cannot be read or started is said, and the next key is waited for.
  *
  * No address stands in its data, so that it runs wherever the firmware puts it (spine/image/rescue.py).
  */
 
+#ifndef FIRST
 /* How the boot loader sorts it: behind every pair that has a try left, whatever its version, and before all
  * that have none. It has no counter in its name: a rescue that could be used up would be none. */
 #define RELEASE "ID=alpine-spine-rescue\nVERSION_ID=0\nPRETTY_NAME=\"Alpine-Spine rescue\"\n"
 __attribute__((section(".osrel"), used)) static const char release[sizeof RELEASE - 1] = RELEASE;
+#endif
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -25,19 +33,30 @@ typedef u64 status;
 typedef void *handle;
 #define API __attribute__((ms_abi))
 #define NULL ((void *)0)
+/* Answers of the firmware. */
+#define NOT_FOUND (14 | 1ull << 63)
+#define TOO_SMALL (5 | 1ull << 63)
 
 /* What we look at: no disk of ours comes near. A name is as long as FORM, with its end. */
 enum { VOLUMES_MAX = 64, ENTRIES_MAX = 256, PATH_BYTES_MAX = 1024, PROGRAM_BYTES_MAX = 256 << 20 };
 enum { BLOCK = 1 << 20, NAME = 16 };
+/* The longest of our own folders and file names, with some room. */
+enum { FOLDER = 16, FILE = 24 };
 #define FORM "spine-?+0-0.efi"
 /* How long a pair that was started has to leave the firmware: as long as the boot loader gives it. */
 enum { WATCHDOG_S = 5 * 60 };
+/* How long a person can read why the machine restarts. */
+enum { RESTART_US = 3 * 1000 * 1000 };
 
 typedef struct { u32 a; u16 b, c; u8 d[8]; } guid;
 static const guid LOADED_IMAGE = { 0x5b1b31a1, 0x9562, 0x11d2, { 0x8e, 0x3f, 0, 0xa0, 0xc9, 0x69, 0x72, 0x3b } };
 static const guid DEVICE_PATH = { 0x09576e91, 0x6d3f, 0x11d2, { 0x8e, 0x39, 0, 0xa0, 0xc9, 0x69, 0x72, 0x3b } };
 static const guid FILE_SYSTEM = { 0x964e5b22, 0x6459, 0x11d2, { 0x8e, 0x39, 0, 0xa0, 0xc9, 0x69, 0x72, 0x3b } };
 static const guid TEXT_OUT = { 0x387477c2, 0x69c7, 0x11d2, { 0x8e, 0x39, 0, 0xa0, 0xc9, 0x69, 0x72, 0x3b } };
+#ifdef FIRST
+/* Where systemd-boot says what it did, as long as the machine is not restarted. */
+static const guid LOADER = { 0x4a67b082, 0x0a4c, 0x41cf, { 0xb6, 0xc7, 0x44, 0x0b, 0x29, 0xbb, 0x8c, 0x4f } };
+#endif
 static const guid SERIAL_IO = { 0xbb25cf6f, 0xf1d4, 0x11d2, { 0x9a, 0x0c, 0, 0x90, 0x27, 0x3f, 0xc1, 0xfd } };
 
 /* As the UEFI specification has them; what is not used is only counted. */
@@ -55,7 +74,9 @@ struct text_in {
 };
 struct runtime {
 	u8 head[24];
-	void *other[10];
+	void *clocks[6];
+	status(API *variable)(const u16 *, const guid *, u32 *attributes, u64 *bytes, void *);
+	void *variables[3];
 	void(API *reset)(u32 kind, status, u64 bytes, void *);
 };
 struct boot {
@@ -72,7 +93,8 @@ struct boot {
 	status(API *start)(handle, u64 *bytes, u16 **data);
 	void *exit;
 	status(API *unload)(handle);
-	void *leave[3];
+	void *leave[2];
+	status(API *stall)(u64 microseconds);
 	status(API *watchdog)(u64 seconds, u64 code, u64 bytes, u16 *);
 	void *drivers[6];
 	status(API *locate)(u32 by, const guid *, void *key, u64 *count, handle **);
@@ -310,24 +332,20 @@ static void tell(void)
 	    "Nothing happens by itself. Waiting for a key.\r\n");
 }
 
-/* Start a pair once more; back here only when that failed. */
-static void start(handle own, const struct pair *pair)
+/* Load a program from a volume; 0 when it can be started. */
+static u64 load(handle own, handle volume, const u16 *folder, const u16 *name, handle *program)
 {
-	u8 *volume, path[PATH_BYTES_MAX + 4 + 2 * (16 + NAME) + 4];
-	u64 length = pair->volume ? path_of(pair->volume, &volume) : 0, node = length, failed;
-	const u16 *folder = (const u16 *)u"\\EFI\\Linux\\";
-	handle program = NULL;
+	u8 *device, path[PATH_BYTES_MAX + 4 + 2 * (FOLDER + FILE) + 4];
+	u64 length = volume ? path_of(volume, &device) : 0, node = length, failed;
 
-	if (!length) {
-		say("There is no program to start.\r\n");
-		return;
-	}
+	if (!length)
+		return NOT_FOUND;
 	for (u64 at = 0; at < length; at++)
-		path[at] = volume[at];
+		path[at] = device[at];
 	path[length] = path[length + 1] = 4; /* a file on a medium */
 	length += 4;
 	for (int part = 0; part < 2; part++)
-		for (const u16 *at = part ? pair->name : folder; *at; at++) {
+		for (const u16 *at = part ? name : folder; *at; at++) {
 			path[length++] = (u8)*at;
 			path[length++] = (u8)(*at >> 8);
 		}
@@ -339,22 +357,63 @@ static void start(handle own, const struct pair *pair)
 	path[length + 1] = 0xff;
 	path[length + 2] = 4;
 	path[length + 3] = 0;
+	*program = NULL;
+	failed = bs->load(0, own, path, NULL, 0, program);
+	if (failed && *program)
+		bs->unload(*program);
+	return failed;
+}
+
+/* Start a pair once more; back here only when that failed. */
+static void start(handle own, const struct pair *pair)
+{
+	handle program;
+	u64 failed;
+
+	if (!pair->volume) {
+		say("There is no program to start.\r\n");
+		return;
+	}
 	say("Starting ");
 	say_name(pair);
 	say(" ...\r\n");
-	failed = bs->load(0, own, path, NULL, 0, &program);
+	failed = load(own, pair->volume, (const u16 *)u"\\EFI\\Linux\\", pair->name, &program);
 	if (!failed) {
 		bs->watchdog(WATCHDOG_S, 0x10000, 0, NULL);
 		failed = bs->start(program, NULL, NULL);
 		bs->watchdog(0, 0, 0, NULL);
-	} else if (program) {
-		bs->unload(program);
 	}
 	say("It did not start: error ");
 	say_digit(failed / 10);
 	say_digit(failed);
 	say("\r\n");
 }
+
+#ifdef FIRST
+/* Start the boot loader of this disk, from our own volume if it can be; back here when nothing was started. */
+static void begin(handle own, handle volume)
+{
+	handle *found, program;
+	u64 count, bytes = 0;
+	const u16 *folder = (const u16 *)u"\\EFI\\systemd\\", *name = (const u16 *)u"systemd-bootx64.efi";
+	int loaded = !load(own, volume, folder, name, &program);
+
+	if (!loaded && !bs->locate(2, &FILE_SYSTEM, NULL, &count, &found)) {
+		for (u64 at = 0; at < count && at < VOLUMES_MAX && !loaded; at++)
+			loaded = same_disk(volume, found[at]) && !load(own, found[at], folder, name, &program);
+		bs->release(found);
+	}
+	if (!loaded)
+		return;
+	bs->start(program, NULL, NULL);
+	/* It is set when a try was taken from a name on the disk, and the next start takes one more: no loop. */
+	if (st->runtime->variable((const u16 *)u"LoaderBootCountPath", &LOADER, NULL, &bytes, NULL) != TOO_SMALL)
+		return;
+	say("\r\nAlpine-Spine: that did not start, and the try was counted. Restarting.\r\n");
+	bs->stall(RESTART_US);
+	st->runtime->reset(0, 0, 0, NULL);
+}
+#endif
 
 /* Whether a serial line is among the firmware's own consoles: else we write to the lines ourselves. */
 static void find_consoles(void)
@@ -381,9 +440,13 @@ API status efi_main(handle own, struct system *system)
 
 	st = system;
 	bs = system->boot;
+	find_consoles();
+#ifdef FIRST
+	if (!bs->protocol(own, &LOADED_IMAGE, (void **)&image))
+		begin(own, image->device);
+#endif
 	/* The firmware would restart a program that is still here after five minutes. */
 	bs->watchdog(0, 0, 0, NULL);
-	find_consoles();
 	st->out->clear(st->out);
 	for (;;) {
 		if (!bs->protocol(own, &LOADED_IMAGE, (void **)&image))

@@ -66,6 +66,7 @@ def test_a_boot_volume_is_whole_and_its_own_program_carries_the_counter(tmp_path
     listing = tool("mdir", "-b", "-/", "-i", image, "::")
     assert {line for line in listing.splitlines() if not line.endswith("/")} == {
         "::/EFI/BOOT/BOOTX64.EFI",
+        "::/EFI/systemd/systemd-bootx64.efi",
         f"::/EFI/Linux/spine-{slot}+3-0.efi",
         "::/EFI/Linux/spine-rescue.efi",
         "::/loader/loader.conf",

@@ -194,9 +194,11 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
             )
             for name in SLOTS
         }
-        rescuer = plan.signed(rescue.make(directory, *(plan.sources.read(path) for path in rescue.FILES)))
-        loader = plan.signed(programs[LOADER])
-        volumes = {name: disk.volume(name, loader, ukis[name], rescuer) for name in SLOTS}
+        texts = [plan.sources.read(path) for path in rescue.FILES]
+        first, rescuer = (rescue.make(directory, *texts, first=first) for first in (True, False))
+        # All that a firmware starts is signed for it.
+        first, rescuer, loader = map(plan.signed, (first, rescuer, programs[LOADER]))
+        volumes = {name: disk.volume(name, first, loader, ukis[name], rescuer) for name in SLOTS}
         boots = {
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
         }

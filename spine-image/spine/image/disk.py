@@ -106,7 +106,9 @@ def entry_name(slot: str) -> str:
     return f"spine-{slot}{COUNTER}.efi"
 
 
-LOADER_PATH = "EFI/BOOT/BOOTX64.EFI"
+# What a firmware looks for, and what that starts.
+FIRST_PATH = "EFI/BOOT/BOOTX64.EFI"
+LOADER_PATH = "EFI/systemd/systemd-bootx64.efi"
 PROGRAMS = "EFI/Linux"
 # Without a counter: a rescue that could be used up would be none.
 RESCUE_PATH = f"{PROGRAMS}/spine-rescue.efi"
@@ -117,9 +119,10 @@ def program_path(slot: str) -> str:
     return f"{PROGRAMS}/{entry_name(slot)}"
 
 
-def volume(slot: str, loader: bytes, uki: bytes, rescue: bytes) -> dict[str, bytes]:
+def volume(slot: str, first: bytes, loader: bytes, uki: bytes, rescue: bytes) -> dict[str, bytes]:
     """All files of a slot's boot volume, by their paths: everything that a firmware can start from it."""
     return {
+        FIRST_PATH: first,
         LOADER_PATH: loader,
         "loader/loader.conf": LOADER_CONF,
         program_path(slot): uki,

@@ -1,7 +1,7 @@
-"""Makes the rescue, the UEFI program that a machine starts when neither pair can be started.
+"""Makes our own two UEFI programs: the first one of a disk, and the rescue.
 
-Compiles spine-image/rescue/rescue.c with the host's compiler and links it as a PE program that runs wherever
-the firmware puts it: the same bytes from the same source and compiler, in any directory. Touches the
+Compiles spine-image/rescue/rescue.c with the host's compiler and links it as PE programs that run wherever
+the firmware puts them: the same bytes from the same source and compiler, in any directory. Touches the
 directory it is given. Refuses an object that has an address in it, which nobody would put right at run time.
 """
 
@@ -31,13 +31,17 @@ LINK = (
 RELATIVE = frozenset({"R_X86_64_PC32", "R_X86_64_PLT32"})
 
 
-def make(directory: Path, source: bytes, script: bytes) -> bytes:
-    """The program, from the texts of its source and its linker script; SpineError when it cannot be made."""
+def make(directory: Path, source: bytes, script: bytes, *, first: bool = False) -> bytes:
+    """The rescue, or the `first` program, from the texts of source and linker script.
+
+    SpineError when it cannot be made.
+    """
     (directory / SOURCE).write_bytes(source)
     (directory / SCRIPT).write_bytes(script)
     made, program = "rescue.o", "rescue.efi"
     what = "the rescue cannot be made"
-    commands.run([*COMPILE, "-c", "-o", made, SOURCE], cwd=directory, what=what)
+    words = [*COMPILE, *(["-DFIRST"] if first else []), "-c", "-o", made, SOURCE]
+    commands.run(words, cwd=directory, what=what)
     places = commands.run(["readelf", "--relocs", "--wide", made], cwd=directory, what=what).decode()
     if strange := set(re.findall(r"\bR_X86_64_\w+", places)) - RELATIVE:
         raise SpineError(
