@@ -161,10 +161,10 @@ class Spine:
 
 
 @contextlib.contextmanager
-def loop_device(file: Path) -> Iterator[str]:
+def loop_device(file: Path, *options: str) -> Iterator[str]:
     """A loop device over a file."""
     made = subprocess.run(
-        ["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=True
+        ["losetup", "--find", "--show", *options, str(file)], capture_output=True, text=True, check=True
     )
     device = made.stdout.strip()
     try:

@@ -276,6 +276,21 @@ def test_bad_data_need_a_file_system_to_be_on(tmp_path: Path, disks: dict[str, s
         assert "rotten died 4 times" in spine.console()
 
 
+@pytest.mark.proves("INV-STATE-3")
+def test_a_device_that_takes_no_writes_closes_its_organ(tmp_path: Path) -> None:
+    with open(tmp_path / "persist", "wb") as file:
+        file.truncate(16 * 1024**2)
+    subprocess.run(["mkfs.ext4", "-q", str(tmp_path / "persist")], check=True)
+    with (
+        loop_device(tmp_path / "persist", "--read-only") as persist,
+        running(tmp_path, GATE, devices={"persist": persist}) as spine,
+    ):
+        spine.wait_ready("gate", 5)
+        told = "gate lives without its data: unable to mount ext4 at /persist: Permission denied\n"
+        assert told in spine.log("gate")
+        assert spine.child("gate")["deaths"] == 0
+
+
 @pytest.mark.proves("INV-STATE-5")
 def test_what_a_file_system_does_on_damage_is_not_its_own_choice(tmp_path: Path) -> None:
     """Not tried with "panic", which this host would have to survive."""

@@ -37,6 +37,7 @@ class Boot(Enum):
     SECURE_LINE = "Secure Boot: a changed command line in a UKI"
     SECURE_LOADER = "Secure Boot: a flipped bit in systemd-boot"
     SECURE_OFF = "the changed command line with Secure Boot off"
+    DATA = "a persist of zeroes: healthy, with a closed gate"
     DEMO = "the demo: put"
     DEMO_AFTER_CUT = "the demo: get, and all that follows"
     DEMO_FLIPPED = "the demo: a flipped byte"
