@@ -31,10 +31,10 @@ from spine import paths
 from spine.progress import Progress
 from tests.bench.figures import Measured, Missing, Rounds
 
-FAMILIES: Final = ("verification",)
+FAMILIES: Final = ("bus", "recovery", "store", "verification")
 """The modules with rows, in the order of the table."""
 
-PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 60.0
 """How long a program may take for one answer: far above the slowest round, so that only a hang ends here."""
 ENDING_S: Final = 5.0
 """How long a program has to end once its input is closed."""
