@@ -39,7 +39,7 @@ def made(version: str = "1") -> tuple[bytes, bytes, tuple[slot.Part, ...]]:
     ukis = programs(version)
     with tempfile.TemporaryDirectory() as name:
         esp = disk.make_esp(Path(name), LOADER, ukis, EPOCH).read_bytes()
-    data, parts = slot.compose(root(), b"T" * 4096, ukis, esp, {"version": version}, KEY.sign)
+    data, parts = slot.compose(root(), b"T" * 4096, ukis, esp, {"version": version, "image": "production"}, KEY.sign)
     return data + bytes(SIZE - len(data)), esp, tuple(parts)
 
 
