@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine import paths
 from spine.errors import Exit, SpineError
-from spine.image import commands, disk, inputs, kernel, keys, root, slot, uki, verity
+from spine.image import commands, disk, inputs, kernel, keys, rescue, root, slot, uki, verity
 from spine.image.cache import Cache, digest, file_digest
 from spine.image.sources import Sources
 from spine.progress import Progress
@@ -95,7 +95,8 @@ def build(
     fragment = sources.read(kernel.FRAGMENT).decode()
     kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
     image_key = digest(
-        "image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)
+        *("image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)),
+        sources.digest(*rescue.FILES),
     )
 
     def fetch() -> Path:
@@ -184,20 +185,35 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
             name: _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
             for name in SLOTS
         }
-        esp = disk.make_esp(directory, programs[LOADER], ukis, plan.locked.epoch)
+        rescuer = rescue.make(directory, *(plan.sources.read(path) for path in rescue.FILES))
+        # All that a firmware is to start, and so all that is to be signed for it, is in these files.
+        volumes = {name: disk.volume(name, programs[LOADER], ukis[name], rescuer) for name in SLOTS}
+        ukis = {name: files[disk.program_path(name)] for name, files in volumes.items()}
+        boots = {
+            name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
+        }
         length = _number(about, "squashfsBytes")
         _check_budget(len(ukis[SLOTS[-1]]) + len(packed))
         slot_facts = {**plan.facts.release(), "rootHash": str(about["rootHash"])}
         slot_bytes, parts = slot.compose(
-            packed[:length], packed[length:], ukis, esp.read_bytes(), slot_facts, plan.key.sign
+            packed[:length],
+            packed[length:],
+            ukis,
+            {name: boot.read_bytes() for name, boot in boots.items()},
+            slot_facts,
+            plan.key.sign,
         )
         persist = disk.make_persist(directory, plan.locked.epoch)
         disk.write_disk(
             directory / "spine.img",
-            {"esp": esp, "slot-a": slot_bytes, "slot-b": slot_bytes, "persist": persist},
+            {
+                **{f"boot-{name}": boot for name, boot in boots.items()},
+                **{f"slot-{name}": slot_bytes for name in SLOTS},
+                "persist": persist,
+            },
         )
-        esp.unlink()
-        persist.unlink()
+        for made in (*boots.values(), persist):
+            made.unlink()
         # With equal versions systemd-boot starts the last slot first.
         (directory / "spine.efi").write_bytes(ukis[SLOTS[-1]])
         shutil.copyfile(made_kernel / "config", directory / "kernel.config")
