@@ -137,7 +137,7 @@ def manifest(read: Read, size: int, key: bytes) -> Manifest:
 
 
 def opened(block: bytes, key: bytes) -> bytes:
-    """The text of a manifest block of MANIFEST_BYTES, once the signature over it was checked. Raises Unsigned."""
+    """The text of a whole manifest block, once the signature over it was checked. Raises Unsigned."""
     magic, length, signature = _HEAD.unpack_from(block)
     if magic != MAGIC or _HEAD.size + length > MANIFEST_BYTES:
         raise Unsigned("no manifest behind the tree")

@@ -310,7 +310,18 @@ def _run(client: Path, directory: Path, *given: str) -> tuple[int, bytes, str]:
 
 
 @pytest.mark.parametrize(
-    "given", [(), ("frob",), ("get",), ("get", "a", "b"), ("status", "x"), ("list", "a", "b"), ("focus", ""), ("update",), ("update", "f", "now")]
+    "given",
+    [
+        (),
+        ("frob",),
+        ("get",),
+        ("get", "a", "b"),
+        ("status", "x"),
+        ("list", "a", "b"),
+        ("focus", ""),
+        ("update",),
+        ("update", "f", "now"),
+    ],
 )
 def test_wrong_words_are_usage(client: Path, tmp_path: Path, given: tuple[str, ...]) -> None:
     code, out, err = _run(client, tmp_path, *given)
