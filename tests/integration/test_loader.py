@@ -73,13 +73,13 @@ def stand_ins(
 ) -> Path:
     """A disk with the image's own boot loader and configuration, our rescue, and stand-ins for the slots."""
     made = tmp_path / "disk.img"
-    rescuer = rescue.make(tmp_path, source, SCRIPT)
+    first, rescuer = (rescue.make(tmp_path, source, SCRIPT, first=first) for first in (True, False))
     volumes: dict[str, bytes | Path] = {}
     for letter, counter, version in zip("ab", counters, versions, strict=True):
         name = f"boot-{letter}"
         loader = mtools(image, name, "mcopy", f"::{disk.LOADER_PATH}", "-")
         marker = MARKER.replace(b"WHICH", letter.encode()).replace(b"=VERSION", f"={version}".encode())
-        files = disk.volume(letter, loader, rescue.make(tmp_path, marker, SCRIPT), rescuer)
+        files = disk.volume(letter, first, loader, rescue.make(tmp_path, marker, SCRIPT), rescuer)
         assert mtools(image, name, "mcopy", "::loader/loader.conf", "-") in files.values()
         renamed = {path.replace(disk.COUNTER, counter): data for path, data in files.items()}
         volumes[name] = disk.make_boot(tmp_path, letter, renamed, EPOCH)

@@ -25,13 +25,14 @@ def test_it_is_what_lies_on_the_volumes(letter: str) -> None:
     volumes = carried.files(disks.reader(SLOT), disks.SIZE, disks.PUBLIC, LETTERS)
     assert tuple(volumes) == LETTERS
     contents = {
-        "EFI/BOOT/BOOTX64.EFI": disks.LOADER,
+        "EFI/BOOT/BOOTX64.EFI": disks.FIRST,
+        "EFI/systemd/systemd-bootx64.efi": disks.LOADER,
         "loader/loader.conf": disk.LOADER_CONF,
         "EFI/Linux/spine-rescue.efi": disks.RESCUE,
         f"EFI/Linux/spine-{letter}+3-0.efi": disks.programs("1")[letter],
     }
     assert {"/".join(file.path): file.digest for file in volumes[letter]} == {
-        **dict.fromkeys(("EFI", "loader", "EFI/BOOT", "EFI/Linux"), DIRECTORY),
+        **dict.fromkeys(("EFI", "loader", "EFI/BOOT", "EFI/Linux", "EFI/systemd"), DIRECTORY),
         **{path: sha256(data).hexdigest() for path, data in contents.items()},
     }
 
