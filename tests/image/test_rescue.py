@@ -112,6 +112,7 @@ def last_resort(found: tuple[Mapping[str, bytes], ...]) -> str | None:
     return None
 
 
+@pytest.mark.proves("INV-RESCUE-1")
 def test_it_comes_after_every_try_and_before_every_pair_that_has_none(program: bytes) -> None:
     for counters in itertools.product(COUNTERS, COUNTERS):
         for versions in itertools.product(VERSIONS, VERSIONS):

@@ -92,7 +92,7 @@ def started(machine: Machine) -> str:
     return "".join(re.findall(r"started ([ab])", machine.console.text()))
 
 
-@pytest.mark.proves("INV-SLOT-10")
+@pytest.mark.proves("INV-RESCUE-1")
 @pytest.mark.parametrize(
     ("boot", "counters", "versions", "order", "left"),
     [
@@ -119,7 +119,7 @@ def test_every_try_of_both_volumes_is_counted_and_then_comes_the_rescue(
     assert names(made) == {*(f"spine-{name}.efi" for name in left), "spine-rescue.efi"}
 
 
-@pytest.mark.proves("INV-SLOT-10")
+@pytest.mark.proves("INV-RESCUE-3")
 def test_a_boot_volume_that_is_gone_is_no_end(image: Path, tmp_path: Path, machine: Machine) -> None:
     assert Boot.NO_BOOT_A
     made = stand_ins(image, tmp_path, ("+3-0", "+2-0"))
@@ -155,6 +155,7 @@ def reset_within(machine: Machine, patience_s: int) -> bool:
     return False
 
 
+@pytest.mark.proves("INV-RESCUE-2")
 @pytest.mark.parametrize("patient", [True, False])
 def test_the_rescue_waits_for_longer_than_the_firmware_would(
     image: Path, tmp_path: Path, machine: Machine, patient: bool
@@ -170,7 +171,8 @@ def test_the_rescue_waits_for_longer_than_the_firmware_would(
     assert reset_within(machine, PATIENCE_S) is not patient
 
 
-@pytest.mark.proves("INV-SLOT-10")
+@pytest.mark.proves("INV-RESCUE-1")
+@pytest.mark.proves("INV-RESCUE-2")
 def test_when_both_pairs_are_spent_a_person_is_told_and_can_try_one_again(
     image: Path, tmp_path: Path, machine: Machine
 ) -> None:
