@@ -94,7 +94,8 @@ def test_both_slots_hold_the_same_signed_bytes(image: Path) -> None:
     assert data == partition(image, "slot-b")
     manifest, parts = slot.read(data, lambda signature, message: keys.check(public, signature, message))
     assert manifest["image"] == report(image)["image"]
-    assert slot.esp_image(data, manifest, parts) == partition(image, "esp")
+    for name in build.SLOTS:
+        assert slot.boot_image(data, manifest, parts, name) == partition(image, f"boot-{name}")
     root = next(part for part in parts if part.name == "root")
     assert verity.tree(data[: root.length]).root_hash == manifest["rootHash"]
 
