@@ -1,8 +1,8 @@
 """What a slot carries for the boot volumes: which files, with which hashes, and the volumes' bytes.
 
 The manifest says how the image of each boot volume comes out of the slot (spine-image/spine/image/slot.py):
-the programs lie in it whole, all other bytes that are not zero are in `boot`. So a volume is walked as one that
-was read from a device, and no second list of files has to agree with it.
+the programs lie in it whole, all other bytes that are not zero are in `boot`. So a volume is walked as one
+that was read from a device, and no second list of files has to agree with it.
 
 Bytes come through a callable. Holds at most BOOT_BYTES_MAX.
 Never: believes a byte of the slot that no hash of the signed manifest covers: `boot` is hashed when it is

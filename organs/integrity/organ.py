@@ -1,15 +1,15 @@
 """integrity: reads both slots and both boot volumes whole, keeps them as they should be, keeps the personas.
 
-At its start it reads all four (`organs/integrity/survey.py`) and says what they are. After bay0 says "healthy" it
-gives the running slot all its tries again, and writes anew what is not as it should be
+At its start it reads all four (`organs/integrity/survey.py`) and says what they are. After bay0 says
+"healthy" it gives the running slot all its tries again, and writes anew what is not as it should be
 (`organs/integrity/pairs.py`). `slots` tells all of it. The installed personas are kept by
 `organs/integrity/personas.py`.
 
 Touches: the block devices of slots and boot volumes by the descriptors it was handed, /run/spine/organs.json
 and the release key to read.
 Never: mounts anything, writes the partition of the slot that runs, writes before the boot is healthy.
-Fails: a device that cannot be read or written is said on stderr and in the answer of `slots`; the machine runs on
-with what it has.
+Fails: a device that cannot be read or written is said on stderr and in the answer of `slots`; the machine
+runs on with what it has.
 """
 
 from __future__ import annotations

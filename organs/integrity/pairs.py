@@ -1,13 +1,15 @@
-"""Keeps both pairs of slot and boot volume as they should be: looks, has it decided, does one step, looks again.
+"""Keeps both pairs of slot and boot volume as they should be: looks, has it decided, does one step, looks
+again.
 
 What is done is decided in `organs/integrity/slots.py`; how a pair is written stands in
-`organs/integrity/replace.py`, how a counter is set in `organs/integrity/patch.py`. An update comes in here too.
+`organs/integrity/replace.py`, how a counter is set in `organs/integrity/patch.py`. An update comes in here
+too.
 
 Touches: the four devices by the descriptors it was handed. One lock is held over every write to any of them.
-Never: acts before the boot was called healthy; does the same thing to a pair more often than ATTEMPTS_MAX in one
-life, so that a device which forgets what was written to it is not written for ever.
-Fails: it does not; a device that refuses is said in the log and in the answer of `slots`, and the machine goes
-on with what it has.
+Never: acts before the boot was called healthy; does the same thing to a pair more often than ATTEMPTS_MAX in
+one life, so that a device which forgets what was written to it is not written for ever.
+Fails: it does not; a device that refuses is said in the log and in the answer of `slots`, and the machine
+goes on with what it has.
 """
 
 from __future__ import annotations
@@ -166,7 +168,6 @@ class Pairs:
 
     async def _do(self, step: Step) -> None:
         """One step, and a look at what became of it."""
-        self._attempts[step.act, step.pair] += 1
         if decide(self.facts()).update is Update.FAILED and step.act is Act.REPLACE:
             self._tell(f"the update in slot-{step.pair} used up its tries")
         try:
@@ -192,6 +193,8 @@ class Pairs:
                 await self._write_boot(step)
         except (BadVolume, patch.Unpatchable, patch.NotWritten, NotReplaced, OSError) as error:
             self._tell(f"unable to {step.act.value} {step.pair}: {error}")
+        finally:
+            self._attempts[step.act, step.pair] += 1
 
     async def _source(self, letter: str) -> Source:
         """The slot, read and verified once more. Raises NotReplaced."""

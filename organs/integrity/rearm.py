@@ -3,7 +3,8 @@
 Decides: which names of EFI/Linux count the boots of a slot, and what each must say after a healthy boot.
 systemd-boot takes one from the left number and adds one to the right one before each start, by renaming; a
 name with nothing left goes last. Dropping the counter, as others do after a good boot, would make a slot that
-rots later loop for ever, so it is set back instead. A slot that must not be started again is set to nothing left.
+rots later loop for ever, so it is set back instead. A slot that must not be started again is set to nothing
+left.
 Never: changes the length of a name, touches another slot's name, makes two equal names.
 Fails: not at all; what cannot be decided is `Nothing` with a sentence.
 """
@@ -76,8 +77,8 @@ def plain(name: str, counted: Counted) -> str:
 
 
 def decide(names: Sequence[str], slot: str, state: tuple[int, int] = ARMED) -> tuple[Change, ...] | Nothing:
-    """What must change so that `slot` has all its attempts again, or none (DISARMED). `names` may name one file
-    twice: a rename that was cut short leaves the old name and the new one."""
+    """What must change so that `slot` has all its attempts again, or none (DISARMED). `names` may name one
+    file twice: a rename that was cut short leaves the old name and the new one."""
     counted = [(i, c) for i, c in ((i, parse(name)) for i, name in enumerate(names)) if c and c.slot == slot]
     if not counted:
         return Nothing(f"no name of slot {slot!r} carries a counter", armed=False)

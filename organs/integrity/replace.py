@@ -1,9 +1,9 @@
 """A pair of slot and boot volume is wiped and written anew from a verified slot.
 
-The order is what a power cut cannot hurt: the boot volume is wiped first, its first block before all others, so
-that nothing starts a slot that is half written; then the slot, which is written from its second block on, made
-durable, given its first block, and read back past the page cache and examined like any slot; then the boot
-volume, in the same way. Until the first block of the boot volume is there, the pair is none.
+The order is what a power cut cannot hurt: the boot volume is wiped first, its first block before all others,
+so that nothing starts a slot that is half written; then the slot, which is written from its second block on,
+made durable, given its first block, and read back past the page cache and examined like any slot; then the
+boot volume, in the same way. Until the first block of the boot volume is there, the pair is none.
 
 Touches: the descriptors it is given. Holds one step at a time.
 Never: writes anything before the source was read from its first byte to its last and verified, and the image
@@ -29,6 +29,8 @@ from organs.integrity.examine import BLOCK, STEP, Read, exactly
 from organs.integrity.reading import Raw
 from organs.integrity.survey import BOOTS, SLOTS, Checked, look_at_slot
 from organs.integrity.verify import Verdict, judge
+
+_ZEROS: Final = bytes(STEP)
 
 
 class NotReplaced(Exception):
@@ -107,7 +109,9 @@ def pair(target: Target, source: Source, progress: Progress) -> Checked:
     slot.fill(source.pieces())
     checked = look_at_slot(target.slot, source.key)  # INV-SLOT-15
     if checked.judged.verdict is not Verdict.VERIFIED:
-        raise NotReplaced(f"{slot.name} reads back as {checked.judged.verdict.value}: {checked.judged.detail}")
+        raise NotReplaced(
+            f"{slot.name} reads back as {checked.judged.verdict.value}: {checked.judged.detail}"
+        )
     if checked.release != source.release:
         raise NotReplaced(f"{slot.name} reads back as another release")
     _write_boot(boot, source, target.letter)
@@ -174,7 +178,7 @@ class _Device:
     def wipe(self) -> None:
         """Zeros from the first block to the last; the first is durable before the second is touched."""
         self._progress.name = self.name
-        self._buffer[:] = bytes(STEP)
+        self._buffer[:] = _ZEROS
         self._write(0, min(BLOCK, self.size))
         self._sync()
         for offset in range(BLOCK, self.size, STEP):
@@ -210,7 +214,7 @@ class _Device:
                 piece = exactly(raw.read, offset, min(STEP, self.size - offset))
                 inside = max(0, min(len(piece), length - offset))
                 total.update(memoryview(piece)[:inside])
-                if any(memoryview(piece)[inside:]):
+                if piece[inside:] != _ZEROS[: len(piece) - inside]:
                     return ""
         except (examine.Short, OSError) as error:
             raise self._refused(error) from None

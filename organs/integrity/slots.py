@@ -1,7 +1,7 @@
 """What is done about the two pairs of slot and boot volume: which to arm, wipe, replace, leave. Pure.
 
-A pair is a slot and the boot volume with its program. Once the boot is healthy, what was read of both pairs is
-brought under one of a few names each (`Own`, `Other`), and `TABLE` has one row for every two of them. The
+A pair is a slot and the boot volume with its program. Once the boot is healthy, what was read of both pairs
+is brought under one of a few names each (`Own`, `Other`), and `TABLE` has one row for every two of them. The
 organ carries out the row's step, looks again and asks again, until nothing is left to do.
 
 The rules that the table keeps, each tried on all inputs:
@@ -30,7 +30,8 @@ _DIGITS_MAX: Final = 9
 
 
 class Slot(Enum):
-    """What reading a slot came to. ABSENT: there is no such device, so nothing can be written to it either."""
+    """What reading a slot came to. ABSENT: there is no such device, so nothing can be written to it
+    either."""
 
     PENDING = "pending"
     VERIFIED = "verified"
@@ -225,7 +226,7 @@ def _table() -> dict[tuple[Own, Other], Row]:
         rows |= {
             (own, Other.UNREAD): Row.WAIT,
             (own, Other.ABSENT): Row.STUCK,
-            (own, Other.STUCK): Row.STUCK,
+            (own, Other.STUCK): Row.STUCK,  # INV-SLOT-12
             (own, Other.WRONG): Row.REPLACE_OTHER,
             (own, Other.BOOTLESS): Row.REPLACE_OTHER_BOOT,
             (own, Other.SPENT): Row.ARM_OTHER,
@@ -237,7 +238,7 @@ def _table() -> dict[tuple[Own, Other], Row]:
     return rows
 
 
-TABLE: Final[Mapping[tuple[Own, Other], Row]] = _table()
+TABLE: Final[Mapping[tuple[Own, Other], Row]] = _table()  # INV-SLOT-17
 
 _STANDING: Final = {
     Row.NOTHING_HERE: Standing.NONE,
@@ -263,9 +264,9 @@ def decide(facts: Facts) -> Plan:
         Row.ARM_OWN: Step(Act.ARM, letter),
         Row.DISARM_OWN: Step(Act.DISARM, letter),
         Row.WIPE_OWN_BOOT: Step(Act.WIPE_BOOT, letter),
-        Row.REBOOT: Step(Act.REBOOT, other),
+        Row.REBOOT: Step(Act.REBOOT, other),  # INV-SLOT-13
         Row.ARM_OTHER: Step(Act.ARM, other),
-        Row.REPLACE_OTHER: Step(Act.REPLACE, other, letter),
+        Row.REPLACE_OTHER: Step(Act.REPLACE, other, letter),  # INV-SLOT-11
         Row.REPLACE_OTHER_BOOT: Step(Act.REPLACE_BOOT, other, letter),
         Row.REVIVE_OTHER_BOOT: Step(Act.REPLACE_BOOT, other, other),
         Row.REPLACE_OWN_BOOT: Step(Act.REPLACE_BOOT, letter, letter),
@@ -274,8 +275,8 @@ def decide(facts: Facts) -> Plan:
 
 
 def trusted(facts: Facts) -> str:
-    """The pair that all is held against: the one that runs. Where none does, of the verified ones the one that
-    can be started, then the newer, then a; empty while there is none."""
+    """The pair that all is held against: the one that runs. Where none does, of the verified ones the one
+    that can be started, then the newer, then a; empty while there is none."""
     if facts.running:
         return facts.running
     verified = [letter for letter in LETTERS if facts.pair(letter).slot is Slot.VERIFIED]

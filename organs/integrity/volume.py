@@ -1,10 +1,10 @@
 """What is said of the files on a boot volume, from what is there and what a slot carries for it. Pure.
 
-The boot volumes are outside of dm-verity: a machine that checks no signatures before it starts a program starts
-what lies there. So each file and directory is held against what a verified slot carries for that volume. The
-counters in the programs' names change at each boot and are no part of the comparison, but that there is one is:
-the boot loader takes a program without a counter for good, for ever. Free space, dates and the volume's tables
-are not files.
+The boot volumes are outside of dm-verity: a machine that checks no signatures before it starts a program
+starts what lies there. So each file and directory is held against what a verified slot carries for that
+volume. The counters in the programs' names change at each boot and are no part of the comparison, but that
+there is one is: the boot loader takes a program without a counter for good, for ever. Free space, dates and
+the volume's tables are not files.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What reading a boot volume gave. `unreadable` (the device refused) and `no_volume` (its bytes are no file
-    system that can be followed) are sentences, empty when there is nothing to say; `empty`: it begins with
-    zeros, so that nothing can be started from it."""
+    """What reading a boot volume gave. `unreadable` (the device refused) and `no_volume` (its bytes are no
+    file system that can be followed) are sentences, empty when there is nothing to say; `empty`: it begins
+    with zeros, so that nothing can be started from it."""
 
     files: tuple[File, ...] = ()
     no_volume: str = ""
@@ -50,8 +50,8 @@ class Seen:
 
 
 def judge(seen: Seen | None, carried: Sequence[File] | None) -> Judged:
-    """The verdict. `carried` is what a verified slot carries for this volume; None where there is no such slot.
-    None in the place of what was seen is a volume, or a slot, that was not read to its end yet."""
+    """The verdict. `carried` is what a verified slot carries for this volume; None where there is no such
+    slot. None in the place of what was seen is a volume, or a slot, that was not read to its end yet."""
     if seen is None:
         return Judged(Verdict.PENDING)
     if seen.unreadable:
