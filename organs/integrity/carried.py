@@ -28,8 +28,8 @@ from organs.integrity.volume import DIRECTORY, File
 
 FORMAT: Final = 2
 BOOT: Final = "boot"
-# Tables, directories, the boot loader and the rescue program, which holds a kernel: about 5 MiB of ours.
-BOOT_BYTES_MAX: Final = 16 * 1024 * 1024
+# Tables, directories, the boot loader and the rescue program: 190 KB of ours.
+BOOT_BYTES_MAX: Final = 4 * 1024 * 1024
 # More than a manifest of 16 KiB can name.
 RUNS_MAX: Final = 2048
 VOLUME_BYTES_MAX: Final = 1024**3

@@ -75,7 +75,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     ukis = {name: f"program {name} ".encode() * 50_000 for name in ("a", "b")}
     loader = b"MZ" + bytes(range(256)) * 300
     boots = {
-        name: disk.make_boot(made, name, disk.volume(name, loader, uki), EPOCH) for name, uki in ukis.items()
+        name: disk.make_boot(made, name, disk.volume(name, loader, uki, b"MZ-rescue"), EPOCH)
+        for name, uki in ukis.items()
     }
     key = keys.release_key()
     data, _parts = slot.compose(

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine import paths
 from spine.errors import Exit, SpineError
-from spine.image import commands, disk, inputs, kernel, keys, root, slot, uki, verity
+from spine.image import commands, disk, inputs, kernel, keys, rescue, root, slot, uki, verity
 from spine.image.cache import Cache, digest, file_digest
 from spine.image.sources import Sources
 from spine.progress import Progress
@@ -95,7 +95,8 @@ def build(
     fragment = sources.read(kernel.FRAGMENT).decode()
     kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
     image_key = digest(
-        "image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)
+        *("image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)),
+        sources.digest(*rescue.FILES),
     )
 
     def fetch() -> Path:
@@ -184,7 +185,10 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
             name: _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
             for name in SLOTS
         }
-        volumes = {name: disk.volume(name, programs[LOADER], ukis[name]) for name in SLOTS}
+        rescuer = rescue.make(directory, *(plan.sources.read(path) for path in rescue.FILES))
+        # All that a firmware is to start, and so all that is to be signed for it, is in these files.
+        volumes = {name: disk.volume(name, programs[LOADER], ukis[name], rescuer) for name in SLOTS}
+        ukis = {name: files[disk.program_path(name)] for name, files in volumes.items()}
         boots = {
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
         }
