@@ -194,6 +194,13 @@ def _refused(what: str, kind: str, why: str) -> SpineError:
 
 def _apply(args: argparse.Namespace) -> Answer:
     ground = attach(args.ground)
+    if args.reboot and ground.console.before == ():
+        raise SpineError(
+            "a container starts no slot",
+            "it has no boot loader, so what is written to a slot does not run there",
+            f"./spine update apply {args.file}   (or on a machine: ./spine boot --detach)",
+            Exit.USAGE,
+        )
     found = read(args.file)
     progress = Progress()
     with ground.port() as port:
