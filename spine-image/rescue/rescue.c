@@ -12,7 +12,7 @@
  * No address stands in its data, so that it runs wherever the firmware puts it (spine/image/rescue.py).
  */
 
-/* How the boot loader sorts it: behind every pair that has a try left, whatever its version, and before all
+/* INV-RESCUE-1. How the boot loader sorts it: behind every pair that has a try left, whatever its version, and before all
  * that have none. It has no counter in its name: a rescue that could be used up would be none. */
 #define RELEASE "ID=alpine-spine-rescue\nVERSION_ID=0\nPRETTY_NAME=\"Alpine-Spine rescue\"\n"
 __attribute__((section(".osrel"), used)) static const char release[sizeof RELEASE - 1] = RELEASE;
@@ -303,9 +303,9 @@ static void tell(void)
 	if (tries)
 		say("\r\nA restart tries the pair that has tries left.\r\n");
 	else
-		say("\r\nNeither pair came up in the tries it had. Nothing durable was touched: what the gate\r\n"
-		    "keeps (persist) and the installed personas are as they were.\r\n"
-		    "To write the image anew: ./spine usb on another computer.\r\n");
+		say("\r\nNeither pair came up in the tries it had. Nothing durable was touched: what\r\n"
+		    "is kept (persist) and the installed personas are as they were.\r\n"
+		    "To write the image anew: ./spine usb, on another computer.\r\n");
 	say("\r\n  a, b   start that pair once more\r\n  r      restart\r\n\r\n"
 	    "Nothing happens by itself. Waiting for a key.\r\n");
 }
@@ -381,7 +381,7 @@ API status efi_main(handle own, struct system *system)
 
 	st = system;
 	bs = system->boot;
-	/* The firmware would restart a program that is still here after five minutes. */
+	/* INV-RESCUE-2. The firmware would restart a program that is still here after five minutes. */
 	bs->watchdog(0, 0, 0, NULL);
 	find_consoles();
 	st->out->clear(st->out);

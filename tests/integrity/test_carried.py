@@ -27,6 +27,7 @@ def test_it_is_what_lies_on_the_volumes(letter: str) -> None:
     contents = {
         "EFI/BOOT/BOOTX64.EFI": disks.LOADER,
         "loader/loader.conf": disk.LOADER_CONF,
+        "EFI/Linux/spine-rescue.efi": disks.RESCUE,
         f"EFI/Linux/spine-{letter}+3-0.efi": disks.programs("1")[letter],
     }
     assert {"/".join(file.path): file.digest for file in volumes[letter]} == {
