@@ -122,7 +122,7 @@ class Taken:
 
     def __init__(self) -> None:
         self.here = Here(
-            key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, healthy=True
+            key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, not_now=""
         )
         self.written: list[bytes] = []
         self.reboots = 0
