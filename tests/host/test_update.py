@@ -99,13 +99,14 @@ def test_another_version_changes_one_line() -> None:
 class Spoken:
     """A port that answers as it is told to, and keeps what it was asked."""
 
-    def __init__(self, failing: str = "", failure: Failure | None = None) -> None:
+    def __init__(self, failing: str = "", failure: Failure | None = None, times: int = 1) -> None:
         self.asked: list[tuple[str, Mapping[str, object]]] = []
-        self._failing, self._failure = failing, failure
+        self._failing, self._failure, self._times = failing, failure, times
 
     def call(self, name: str, params: Mapping[str, object]) -> dict[str, object]:
         self.asked.append((name, params))
-        if name == self._failing and self._failure is not None:
+        if name == self._failing and self._failure is not None and self._times:
+            self._times -= 1
             raise PortFailure(name, self._failure)
         return {"ticket": 7, "slot": "b", "version": "2"}
 
@@ -143,6 +144,16 @@ def test_each_refusal_of_the_spine_has_what_helps(kind: Refusal, at: str) -> Non
     assert caught.value.what.endswith(kind.value)
     given_up = ("integrity.abandonUpdate", {"ticket": 7}) in port.asked
     assert given_up == (at == "integrity.commitUpdate")
+
+
+def test_who_is_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "ASK_S", 0.0)
+    port = Spoken("integrity.beginUpdate", Failure(Code.BUSY, "the slots are still being read"), times=3)
+    assert sent(port)["slot"] == "b"
+    assert [name for name, _ in port.asked].count("integrity.beginUpdate") == 4
+    monkeypatch.setattr(verb, "BUSY_S", 0.0)
+    with pytest.raises(PortFailure, match="BUSY"):
+        sent(Spoken("integrity.beginUpdate", Failure(Code.BUSY, "for ever"), times=10**9))
 
 
 def test_another_failure_is_told_as_it_is() -> None:
