@@ -25,7 +25,7 @@ CUTS_MAX = 2
 
 @dataclass(frozen=True)
 class Half:
-    """A pair on the disk. `slot`: the release in it, or BAD. `boot`: that of the program, 0 for no volume that a
+    """A pair on the disk. `slot`: the release in it, or BAD. `boot`: that of the program, 0 for none that a
     firmware can read; `kind`: what integrity finds of the volume."""
 
     slot: int
