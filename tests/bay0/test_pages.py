@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +42,21 @@ def test_the_page() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("on", "  secure   boot is on"),
+        ("off", "  secure   boot is off: who has the disk in hand can replace the kernel"),
+        ("unknown", "  secure   boot is unknown: who has the disk in hand can replace the kernel"),
+    ],
+)
+def test_the_page_says_what_secure_boot_means(said: str, shown: str) -> None:
+    page = screen.page(RELEASE, replace(MACHINE, secure_boot=said), True, ZYGOTE, {})
+    assert shown in lines(page)
+    content = state.document(RELEASE, replace(MACHINE, secure_boot=said), (), True, ZYGOTE, {})
+    assert content["boot"]["secureBoot"] == said  # type: ignore[index]  # a document of ours
+
+
 @given(st.text(max_size=3000))
 def test_a_panic_page_fits_whatever_the_reason(reason: str) -> None:
     shown = lines(screen.panic_page("Alpine-Spine", reason))
@@ -64,6 +81,7 @@ def test_the_state_file_is_replaced_whole_and_only_when_it_changed(tmp_path: Pat
             "slot": "a",
             "rootHash": "5e" * 32,
             "verified": True,
+            "secureBoot": None,
             "healthy": True,
             "missing": [],
             "version": "0.1.0",

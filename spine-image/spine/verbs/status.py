@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 # What `--json` says of each slot and of the ESP.
 CHECKED = ("name", "verdict", "detail", "differs", "how")
+# What Secure Boot being on or not means, where there is a firmware.
+SECURE_BOOT = {
+    "on": "secure boot on: it starts what its keys signed, and nothing else",
+    "off": "SECURE BOOT OFF: who has the disk in hand can replace the kernel   (docs/keys.md)",
+    "unknown": "secure boot unknown: the kernel cannot ask; take it for off   (docs/keys.md)",
+}
 NOBODY = "nobody has the focus   (./spine focus NAME)"
 
 HELP = "what runs: ground, slot, organs, rooms, focus"
@@ -104,6 +110,8 @@ def document(
             "verified": boot["verified"],
             "healthy": boot["healthy"],
         },
+        # on, off, unknown; null: no firmware is asked (a container, or an image that is older than this).
+        "secureBoot": None if boot.get("secureBoot") is None else _text(boot["secureBoot"]),
         "checked": {str(row["name"]): row for row in _rows(slots["checked"] if slots else [])},
         "organs": organs,
         "focus": None if rooms is None else _text(rooms["focus"]) or None,
@@ -130,6 +138,8 @@ def page(found: Mapping[str, object]) -> str:
         f"root      slot {slot['active'] or 'none'}, {str(slot['rootHash'] or 'no hash')[:16]}, {verified}",
         f"network   {_listed(network['interfaces'])}; addresses: {_listed(network['addresses'])}",
     ]
+    if found["secureBoot"] is not None:
+        lines.append(f"firmware  {SECURE_BOOT.get(_text(found['secureBoot']), SECURE_BOOT['unknown'])}")
     for name, row in _object(found["checked"]).items():
         checked = _object(row)
         why = f": {checked['detail']}" if checked["detail"] else ""
