@@ -34,7 +34,8 @@ LOGS: Final = f"{RUN}/log"
 PERSIST: Final = "/persist"
 
 # GPT partition names, and the name of the virtio-serial port that the host opens.
-ESP: Final = "esp"
+BOOT_A: Final = "boot-a"
+BOOT_B: Final = "boot-b"
 SLOT_A: Final = "slot-a"
 SLOT_B: Final = "slot-b"
 PERSONAS: Final = "personas"

@@ -43,7 +43,14 @@ UNITS: Final = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 # The block devices of the disk, and the ports. A manifest can hand out these and nothing else.
 BLOCK_DEVICES: Final = frozenset(
-    {layout.ESP, layout.SLOT_A, layout.SLOT_B, layout.PERSONAS, layout.PERSIST_DEVICE}
+    {
+        layout.BOOT_A,
+        layout.BOOT_B,
+        layout.SLOT_A,
+        layout.SLOT_B,
+        layout.PERSONAS,
+        layout.PERSIST_DEVICE,
+    }
 )
 DEVICES: Final = BLOCK_DEVICES | frozenset(layout.PORT_NAMES)
 MODES: Final = frozenset({"ro", "rw", "rw+ro"})

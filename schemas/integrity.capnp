@@ -7,10 +7,10 @@ using import "spine.capnp".gives;
 using import "spine.capnp".idempotent;
 
 struct Checked @0xd1b7c94e26f3a08d {
-  # What reading a slot or the ESP at this boot came to.
+  # What reading a slot or a boot volume at this boot came to.
 
   name @0 :Text;
-  # `slot-a`, `slot-b` or `esp`.
+  # `slot-a`, `slot-b`, `boot-a` or `boot-b`.
 
   verdict @1 :Text;
   # `pending` (not read to its end yet), `verified`, `tampered` (not what was signed), `unsigned` (nothing
@@ -20,7 +20,7 @@ struct Checked @0xd1b7c94e26f3a08d {
   # A sentence about the verdict; empty where there is nothing to add.
 
   differs @3 :List(Text);
-  # The parts of the slot, or the files of the ESP, that are not as they were signed; the first sixteen.
+  # The parts of the slot, or the files of the boot volume, that are not as they were signed; the first sixteen.
 
   how @4 :Text;
   # How it was read: `direct` (past the page cache), `dropped` (the cached pages were forgotten before each
@@ -66,9 +66,9 @@ interface Integrity @0x8f47a3d2c91be056 {
   slots @0 () -> (active :Text, rootHash :Text, verified :Bool, entries :List(Entry),
       checked :List(Checked))
     $callers(["operator"]) $deadlineMs(5000) $idempotent;
-  # What reading both slots and the ESP came to (`checked`, the slots first). The slot that runs (`a`, `b`, or
-  # empty where there are none), the root hash it was started with, whether the
-  # kernel verifies every read against it, and the boot entries.
+  # What reading both slots and their boot volumes came to (`checked`, the slots first). The slot that runs (`a`,
+  # `b`, or empty where there are none), the root hash it was started with, whether the kernel verifies every read
+  # against it, and the boot entries of both volumes.
 
   personas @1 () -> (personas :List(Persona))
     $callers(["operator", "freezer"]) $deadlineMs(5000) $idempotent;

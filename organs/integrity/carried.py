@@ -1,7 +1,7 @@
-"""Which files a slot carries for the ESP, and their hashes: from its manifest and its part `boot`.
+"""Which files a slot carries for each boot volume, and their hashes: from its manifest and its part `boot`.
 
-The manifest says how the image of the ESP comes out of the slot (spine-image/spine/image/slot.py): the
-programs lie in it whole, all other bytes that are not zero are in `boot`. So the volume is walked as one that
+The manifest says how the image of each volume comes out of the slot (spine-image/spine/image/slot.py): the
+programs lie in it whole, all other bytes that are not zero are in `boot`. So a volume is walked as one that
 was read from a device, and no second list of files has to agree with it.
 
 Bytes come through a callable. Holds at most BOOT_BYTES_MAX.
@@ -25,16 +25,16 @@ from organs.integrity.esp import DIRECTORY, File
 from organs.integrity.examine import Part, Read, Unsigned, exactly, manifest
 
 BOOT: Final = "boot"
-# Tables, directories and the boot loader: 170 KB of our ESP.
+# Tables, directories and the boot loader: 200 KB of our two volumes.
 BOOT_BYTES_MAX: Final = 4 * 1024 * 1024
 # More than a manifest of 16 KiB can name.
 RUNS_MAX: Final = 2048
-ESP_BYTES_MAX: Final = 1024**3
+VOLUME_BYTES_MAX: Final = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Bytes of the ESP image: `length` of them at `at`, found at `offset` in the part `part`."""
+    """Bytes of a boot volume: `length` of them at `at`, found at `offset` in the part `part`."""
 
     at: int
     length: int
@@ -42,38 +42,43 @@ class Run:
     offset: int
 
 
-def files(read: Read, size: int, key: bytes) -> tuple[File, ...]:
-    """The files and directories that the ESP has when it comes from this slot."""
+def files(read: Read, size: int, key: bytes, letters: Sequence[str]) -> dict[str, tuple[File, ...]]:
+    """The files and directories that the boot volume of each letter has when it comes from this slot."""
     signed = manifest(read, size, key)
-    length, found = runs(signed.text, signed.parts)
-    image = _Image(length, found, _boot(read, signed.parts))
-    whole = {
-        (run.at, run.length): part.sha256
-        for run in found
-        for part in signed.parts
-        if part.name == run.part and run.offset == 0 and run.length == part.length
-    }
-    volume, nodes = fat.tree(image.read)
-    return tuple(File(node.path, _digest(image, volume, node, whole)) for node in nodes)
+    boot = _boot(read, signed.parts)
+    volumes = {}
+    for letter in letters:
+        length, found = runs(signed.text, signed.parts, letter)
+        image = _Image(length, found, boot)
+        whole = {
+            (run.at, run.length): part.sha256
+            for run in found
+            for part in signed.parts
+            if part.name == run.part and run.offset == 0 and run.length == part.length
+        }
+        volume, nodes = fat.tree(image.read)
+        volumes[letter] = tuple(File(node.path, _digest(image, volume, node, whole)) for node in nodes)
+    return volumes
 
 
-def runs(text: bytes, parts: Sequence[Part]) -> tuple[int, tuple[Run, ...]]:
-    """The length of the ESP image and where its bytes are. Raises Unsigned.
+def runs(text: bytes, parts: Sequence[Part], letter: str) -> tuple[int, tuple[Run, ...]]:
+    """The length of the image of a boot volume and where its bytes are. Raises Unsigned.
 
     A piece of `boot` may lie over the ends of a program, which do not fill their blocks.
     """
     document = json.loads(text)
-    esp = document.get("esp")
-    rows = esp.get("runs") if isinstance(esp, dict) else None
-    length = esp.get("length") if isinstance(esp, dict) else None
-    if not isinstance(rows, list) or not isinstance(length, int) or not 0 < length <= ESP_BYTES_MAX:
-        raise Unsigned("the manifest does not say what the ESP holds")
+    boots = document.get("boot")
+    boot = boots.get(letter) if isinstance(boots, dict) else None
+    rows = boot.get("runs") if isinstance(boot, dict) else None
+    length = boot.get("length") if isinstance(boot, dict) else None
+    if not isinstance(rows, list) or not isinstance(length, int) or not 0 < length <= VOLUME_BYTES_MAX:
+        raise Unsigned(f"the manifest does not say what the boot volume {letter} holds")
     if len(rows) > RUNS_MAX:
-        raise Unsigned(f"the manifest describes the ESP in {len(rows)} pieces")
+        raise Unsigned(f"the manifest describes a boot volume in {len(rows)} pieces")
     sizes = {part.name: part.length for part in parts}
     found = tuple(_run(row, sizes) for row in rows)
     if any(run.at + run.length > length for run in found):
-        raise Unsigned("the manifest describes bytes behind the end of the ESP")
+        raise Unsigned("the manifest describes bytes behind the end of a boot volume")
     return length, found
 
 
@@ -83,7 +88,7 @@ def _run(row: object, sizes: dict[str, int]) -> Run:
             at >= 0 and length > 0 and offset >= 0 and offset + length <= sizes.get(part, 0)
         ):
             return Run(at, length, part, offset)
-    raise Unsigned("the manifest describes a piece of the ESP that cannot be")
+    raise Unsigned("the manifest describes a piece of a boot volume that cannot be")
 
 
 def _boot(read: Read, parts: Sequence[Part]) -> bytes:
@@ -99,7 +104,7 @@ def _boot(read: Read, parts: Sequence[Part]) -> bytes:
 
 
 class _Image:
-    """The ESP as it comes out of the slot, without the programs, whose bytes nobody reads here."""
+    """A boot volume as it comes out of the slot, without the programs, whose bytes nobody reads here."""
 
     def __init__(self, length: int, found: Sequence[Run], boot: bytes) -> None:
         self._length, self._runs, self._boot = length, found, boot
@@ -119,7 +124,9 @@ class _Image:
             else:
                 absent[here] = b"\1" * (high - low)
         if (at := absent.find(1)) >= 0:
-            raise Unsigned(f"byte {offset + at} of the ESP is a program's, and something else as well")
+            raise Unsigned(
+                f"byte {offset + at} of the boot volume is a program's, and something else as well"
+            )
         return bytes(data)
 
 

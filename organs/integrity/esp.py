@@ -1,6 +1,6 @@
-"""What is said of the files on the ESP, from what is there and what the slots carry. Pure.
+"""What is said of the files on a boot volume, from what is there and what the slots carry. Pure.
 
-The ESP is outside of dm-verity: a machine that checks no signatures before it starts a program starts what
+It is outside of dm-verity: a machine that checks no signatures before it starts a program starts what
 lies there. So each file and directory is held against the slots that were verified. The program of a slot is
 that slot's; everything else must be what one of them carries. The counters in the programs' names change at
 each boot and are no part of the comparison; free space, dates and the volume's tables are not files.
@@ -38,7 +38,7 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What reading the ESP gave. `unreadable` (the device refused) and `no_volume` (its bytes are no file
+    """What reading the volume gave. `unreadable` (the device refused) and `no_volume` (its bytes are no file
     system that can be followed) are sentences, empty when there is nothing to say."""
 
     files: tuple[File, ...] = ()
@@ -47,8 +47,8 @@ class Seen:
 
 
 def judge(seen: Seen | None, carried: Mapping[str, Sequence[File]]) -> Judged:
-    """The verdict. `carried` has the ESP of each slot that was verified, by the slot's letter; None is an ESP
-    or a slot that was not read to its end yet."""
+    """The verdict. `carried` has the files of this volume as each verified slot has them, by the slot's
+    letter; None is a volume or a slot that was not read to its end yet."""
     if seen is None:
         return Judged(Verdict.PENDING)
     if seen.unreadable:

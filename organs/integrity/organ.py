@@ -1,16 +1,16 @@
-"""integrity: knows which slot runs, reads both and the ESP whole, and keeps the boot counter armed.
+"""integrity: knows which slot runs, reads both and their boot volumes whole, keeps the boot counter armed.
 
-At its start it reads both slots and the ESP (`organs/integrity/survey.py`) and says what they are. After bay0
-says "healthy" it sets the running slot's counter back to all its attempts; what the names mean is decided in
-`organs/integrity/rearm.py`. `slots` tells all of it. The installed personas are kept by
-`organs/integrity/personas.py`.
+At its start it reads both pairs of slot and boot volume (`organs/integrity/survey.py`) and says what they
+are. After bay0 says "healthy" it sets the counter of the running slot, on the slot's own volume, back to all
+its attempts; what the names mean is decided in `organs/integrity/rearm.py`. `slots` tells all of it. The
+installed personas are kept by `organs/integrity/personas.py`.
 
-Touches: the block devices of the slots and the ESP by the descriptors it was handed, /run/spine/organs.json
-and the release key to read.
+Touches: the block devices of the slots and the boot volumes by the descriptors it was handed,
+/run/spine/organs.json and the release key to read.
 Never: mounts anything, writes more than the sector that holds the counter, touches the other slot's name,
 repairs what it finds.
-Fails: an ESP that cannot be read or patched is said on stderr and in the answer of `slots`; the machine runs
-on without a re-armed counter, and its attempts run out, which ends in the other slot.
+Fails: a volume that cannot be read or patched is said on stderr and in the answer of `slots`; the machine
+runs on without a re-armed counter, and its attempts run out, which ends in the other slot.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from organs.integrity.survey import Survey
 
 ORGANS = Path(layout.ORGANS_JSON)
 HEALTHY = "healthy"
-DEVICE = "device:esp"
+# Each slot's boot volume, by the slot's letter.
+DEVICES = {"a": f"device:{layout.BOOT_A}", "b": f"device:{layout.BOOT_B}"}
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -93,27 +94,32 @@ def say(sentence: str) -> None:
     print(f"integrity: {sentence}", file=sys.stderr, flush=True)
 
 
-async def listen(spine: Spine, fd: int | None) -> None:
+async def listen(spine: Spine) -> None:
     """Do what bay0 says."""
     async for word in spine.told():
         if word != HEALTHY:
             say(f"unable to follow {word!r}: no such word")
-        elif fd is None:
-            say("healthy; no ESP here, so no counter to arm")
         else:
             try:
-                say(await trio.to_thread.run_sync(arm, fd, running().slot))  # INV-SLOT-4
+                slot = running().slot
+                fd = spine.fds.get(DEVICES.get(slot, ""))
+                if fd is None:
+                    say("healthy; no slot with a boot volume runs here, so no counter to arm")
+                else:
+                    say(await trio.to_thread.run_sync(arm, fd, slot))  # INV-SLOT-4
             except (BadVolume, patch.Unpatchable, patch.NotWritten, OSError) as error:
                 say(f"unable to arm the boot counter: {error}")
 
 
-async def slots(fd: int | None, survey: Survey) -> dict[str, object]:
-    """What runs, what the ESP's counters say and what the slots and the ESP are."""
+async def slots(fds: Mapping[str, int], survey: Survey) -> dict[str, object]:
+    """What runs, what the counters on the boot volumes say, and what those and the slots are."""
     now = running()
     counted: list[dict[str, object]] = []
-    if fd is not None:
+    for device in DEVICES.values():
+        if (fd := fds.get(device)) is None:
+            continue
         found: tuple[Entry, ...] = ()
-        # An ESP without names to read is what the verdict about it says.
+        # A volume without names to read is what the verdict about it says.
         with contextlib.suppress(BadVolume, OSError):
             found = await trio.to_thread.run_sync(names, fd)
         for entry in found:
@@ -131,14 +137,13 @@ async def slots(fd: int | None, survey: Survey) -> dict[str, object]:
 
 async def main(spine: Spine) -> None:
     """Serve slots and personas, verify what lies on the disk, arm the counter after a healthy boot."""
-    fd = spine.fds.get(DEVICE)
     survey = Survey(spine.fds)
     counter = personas.counter(spine.fds)
 
     async def answer(_call: object, _params: Mapping[str, object]) -> dict[str, object]:
-        return await slots(fd, survey)
+        return await slots(spine.fds, survey)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen, spine, fd)
+        nursery.start_soon(listen, spine)
         nursery.start_soon(survey.run, say)
         await spine.serve({"slots": answer, **counter.handlers()})

@@ -1,4 +1,4 @@
-"""How the boot counter is re-armed: from the names on the ESP to the characters that change.
+"""How the boot counter is re-armed: from the names on a boot volume to the characters that change.
 
 Decides: which names of EFI/Linux count the boots of a slot, and what each must say after a healthy boot.
 systemd-boot takes one from the left number and adds one to the right one before each start, by renaming; a

@@ -1,9 +1,9 @@
-"""Reads both slots and the ESP once, side by side, and keeps what is said of each.
+"""Reads both slots and their boot volumes once, side by side, and keeps what is said of each.
 
 Each is read in a thread of its own while the organ beats and answers; `rows` gives what is known so far. What
 is found is judged by `organs/integrity/verify.py` and `organs/integrity/esp.py`.
 
-Touches: the descriptors of the three devices, to read; the release key in the root.
+Touches: the descriptors of the four devices, to read; the release key in the root.
 Never: writes, waits for one device before it reads another, repairs. A thread that hangs in a device holds up
 nothing but its own verdict.
 Fails: it does not; a device that is not there or cannot be read, and a key that is not there, are verdicts.
@@ -25,9 +25,10 @@ from organs.integrity.reading import Raw
 from organs.integrity.verify import Judged, Verdict, judge
 
 KEY = Path(layout.RELEASE_KEY)
-# The letter by which a slot's program on the ESP is named.
+# The letter by which a slot's program on its boot volume is named.
 SLOTS: Final = {layout.SLOT_A: "a", layout.SLOT_B: "b"}
-NAMES: Final = (*SLOTS, layout.ESP)
+BOOTS: Final = {layout.BOOT_A: "a", layout.BOOT_B: "b"}
+NAMES: Final = (*SLOTS, *BOOTS)
 # An answer names this many places; what differs everywhere is not made clearer by more.
 DIFFERS_MAX: Final = 16
 DETAIL_CHARACTERS_MAX: Final = 400
@@ -37,12 +38,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What is said of a slot or the ESP. `how` it was read is empty until it was; `files` are those that a
-    verified slot carries for the ESP."""
+    """What is said of a slot or a boot volume. `how` it was read is empty until it was; `files` are those
+    that a verified slot carries for the boot volume of each letter."""
 
     judged: Judged
     how: str = ""
-    files: tuple[esp.File, ...] | None = None
+    files: Mapping[str, tuple[esp.File, ...]] | None = None
 
 
 PENDING: Final = Checked(judged=Judged(Verdict.PENDING))
@@ -63,17 +64,17 @@ def look_at_slot(fd: int, key: bytes) -> Checked:
         judged = judge(examine.examine(raw.read, raw.size, key))
         files = None
         if judged.verdict is Verdict.VERIFIED:
-            files = carried.files(raw.read, raw.size, key)
+            files = carried.files(raw.read, raw.size, key, tuple(BOOTS.values()))
     except (examine.Unsigned, examine.Short, fat.BadVolume) as error:
         # Every part is as it was signed, and does not fit together.
-        judged = Judged(Verdict.UNSIGNED, detail=f"what it carries for the ESP: {error}")
+        judged = Judged(Verdict.UNSIGNED, detail=f"what it carries for the boot volumes: {error}")
     except OSError as error:  # INV-SLOT-9
         return Checked(judged=Judged(Verdict.UNREADABLE, detail=str(error)))
     return Checked(judged=judged, how=raw.how, files=files)
 
 
-def look_at_esp(fd: int) -> tuple[esp.Seen, str]:
-    """Read every file of the ESP; what is there, and how it was read.
+def look_at_boot(fd: int) -> tuple[esp.Seen, str]:
+    """Read every file of a boot volume; what is there, and how it was read.
 
     Not with O_DIRECT: that is a flag of the open file, which the patch of the boot counter uses as well, with
     memory that is not aligned.
@@ -103,14 +104,14 @@ def _digest(raw: Raw, volume: fat.Volume, node: fat.Node) -> str:
 
 
 class Survey:
-    """The three devices by name, and what is said of each."""
+    """The four devices by name, and what is said of each."""
 
     def __init__(self, fds: Mapping[str, int]) -> None:
         self._fds = {name: fd for name in NAMES if (fd := fds.get(f"device:{name}")) is not None}
         self._found = dict.fromkeys(NAMES, PENDING)
 
     def rows(self) -> list[dict[str, object]]:
-        """What is said so far, as `integrity.slots` answers it: the slots, then the ESP."""
+        """What is said so far, as `integrity.slots` answers it: the slots, then the boot volumes."""
         return [
             {
                 "name": name,
@@ -128,7 +129,7 @@ class Survey:
             key: bytes | str = release_key()
         except (OSError, ValueError) as error:
             key = f"there is no release key: {error}"
-        seen: list[tuple[esp.Seen, str]] = []
+        seen: dict[str, tuple[esp.Seen, str]] = {}
 
         async def slot(name: str) -> None:
             if name not in self._fds:
@@ -141,22 +142,24 @@ class Survey:
                 )
             self._settle(name, checked, say)
 
-        async def volume() -> None:
-            if layout.ESP in self._fds:
-                seen.append(
-                    await trio.to_thread.run_sync(look_at_esp, self._fds[layout.ESP], abandon_on_cancel=True)
+        async def volume(name: str) -> None:
+            if name in self._fds:
+                seen[name] = await trio.to_thread.run_sync(
+                    look_at_boot, self._fds[name], abandon_on_cancel=True
                 )
 
         async with trio.open_nursery() as nursery:
             for name in SLOTS:
                 nursery.start_soon(slot, name)
-            nursery.start_soon(volume)
-        if not seen:
-            self._settle(layout.ESP, _absent(layout.ESP), say)
-            return
-        [(listing, how)] = seen
-        known = {letter: files for name, letter in SLOTS.items() if (files := self._found[name].files)}
-        self._settle(layout.ESP, Checked(judged=esp.judge(listing, known), how=how), say)
+            for name in BOOTS:
+                nursery.start_soon(volume, name)
+        for name, letter in BOOTS.items():
+            if name not in seen:
+                self._settle(name, _absent(name), say)
+                continue
+            listing, how = seen[name]
+            known = {slot: files[letter] for row, slot in SLOTS.items() if (files := self._found[row].files)}
+            self._settle(name, Checked(judged=esp.judge(listing, known), how=how), say)
 
     def _settle(self, name: str, checked: Checked, say: Say) -> None:
         self._found[name] = checked

@@ -68,7 +68,7 @@ INTEGRITY = stanza(
     "integrity",
     2002,
     'control = { asks = ["reboot"], told = ["healthy"] }',
-    devices='[{ name = "esp", mode = "rw" }]',
+    devices='[{ name = "boot-a", mode = "rw" }]',
 )
 
 

@@ -42,13 +42,13 @@ ALPHA, BETA = stanza("alpha", 2101), stanza("beta", 2102)
 
 @pytest.fixture(name="disks")
 def _disks(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A persist partition with a file system and an ESP without one, as loop devices."""
-    for name in ("persist", "esp"):
+    """A persist partition with a file system and a boot volume without one, as loop devices."""
+    for name in ("persist", "boot-a"):
         with open(tmp_path / name, "wb") as file:
             file.truncate(16 * 1024**2)
     subprocess.run(["mkfs.ext4", "-q", str(tmp_path / "persist")], check=True)
-    with loop_device(tmp_path / "persist") as persist, loop_device(tmp_path / "esp") as esp:
-        yield {"persist": persist, "esp": esp}
+    with loop_device(tmp_path / "persist") as persist, loop_device(tmp_path / "boot-a") as boot:
+        yield {"persist": persist, "boot-a": boot}
 
 
 def status(pid: int) -> dict[str, str]:
@@ -111,7 +111,7 @@ def test_an_organ_has_the_powers_of_its_stanza_and_no_others(tmp_path: Path, dis
     pairs = [["wide", "integrity"]]
     with running(tmp_path, INTEGRITY, wide, pairs=pairs, fds=pairs, devices=disks) as spine:
         for name, uid, mask, fds in (
-            ("integrity", 2002, 0, {"status", "control", "device:esp"}),
+            ("integrity", 2002, 0, {"status", "control", "device:boot-a"}),
             ("wide", 2102, 1 << 12, {"status", "listen:integrity", "fds:integrity"}),
         ):
             spine.wait_ready(name)

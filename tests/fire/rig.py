@@ -94,9 +94,9 @@ class Spine:
         out = home / "out"
         build(out, root_only=True, replace=overlay, progress=Progress())
         self.container = Container(home / "ground")
-        root, persist, esp = self.container.provision(out, fresh=True)
+        root, persist = self.container.provision(out, fresh=True)
         try:
-            self.container.start(root, persist, esp)
+            self.container.start(root, persist)
             self.container.wait_ready()
         except BaseException:
             self.close()

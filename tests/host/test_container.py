@@ -7,7 +7,7 @@ import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground import cgroups, state
 from spine.ground.console import BootError
-from spine.ground.container import GATE_UID, Container, make_persist
+from spine.ground.container import GATE_UID, PAIRS, Container, make_persist
+from spine.image import disk as image
 
 HERE = Path(__file__).resolve().parent
 READY_S = 30.0
@@ -50,8 +51,10 @@ def container(tmp_path: Path) -> Iterator[Container]:
     made.kill()
 
 
-def start(container: Container, parts: Path, esp: Path | None = None, root: Path | None = None) -> None:
-    container.start(root or parts / "root.squashfs", parts / "persist.img", esp)
+def start(
+    container: Container, parts: Path, pairs: Mapping[str, Path] | None = None, root: Path | None = None
+) -> None:
+    container.start(root or parts / "root.squashfs", parts / "persist.img", pairs=pairs)
     seen(container)
     container.console.follow("ready", READY_S)
 
@@ -116,7 +119,7 @@ def test_what_pid_1_is_given(container: Container, parts: Path) -> None:
     assert ground["portFd"] == 3
     assert ground["slot"] is None
     assert ground["rootHash"] is None
-    assert {"dm-verity", "esp", "watchdog"} <= set(ground["missing"])
+    assert {"dm-verity", "slot-a", "slot-b", "boot-a", "boot-b", "watchdog"} <= set(ground["missing"])
     assert list(ground["devices"]) == ["persist", "personas"]
     nodes = {line.removeprefix("dev ") for line in said if line.startswith("dev ")}
     loops = {Path(node).name for node in ground["devices"].values()}
@@ -164,24 +167,58 @@ def test_a_host_that_cannot_make_a_network_has_a_ground_without(
     assert container.stop(READY_S)
 
 
-def test_an_esp_is_a_device_too(container: Container, parts: Path, tmp_path: Path) -> None:
-    esp = tmp_path / "esp.img"
-    with open(esp, "wb") as file:
-        file.truncate(1 << 20)
-    start(container, parts, esp)
-    assert "esp" not in container.missing
-    assert '"esp": "/dev/loop' in container.console.text()
+def test_slots_and_boot_volumes_are_devices_that_can_be_written(
+    container: Container, parts: Path, tmp_path: Path
+) -> None:
+    pairs = {name: tmp_path / f"{name}.img" for name in ("slot-b", "boot-a")}
+    for path in pairs.values():
+        path.write_bytes(bytes(1 << 20))
+    start(container, parts, pairs)
+    assert {"slot-a", "boot-b"} == set(PAIRS) & set(container.missing)
+    for name in pairs:
+        [node] = re.findall(f'"{name}": "/dev/(loop[0-9]+)"', container.console.text())
+        assert Path(f"/sys/block/{node}/ro").read_text(encoding="ascii") == "0\n"
 
 
-def test_slots_are_devices_that_nobody_writes(container: Container, parts: Path, tmp_path: Path) -> None:
-    slots = {"slot-b": tmp_path / "slot-b.img"}
-    slots["slot-b"].write_bytes(bytes(1 << 20))
-    container.start(parts / "root.squashfs", parts / "persist.img", None, slots=slots)
-    container.console.follow("ready", READY_S)
-    assert "slot-a" in container.missing
-    assert "slot-b" not in container.missing
-    [node] = re.findall('"slot-b": "/dev/(loop[0-9]+)"', container.console.text())
-    assert Path(f"/sys/block/{node}/ro").read_text(encoding="ascii") == "1\n"
+def built(out: Path, fill: bytes) -> Path:
+    """An `out` with a disk whose partitions begin with `fill` and their names."""
+    out.mkdir(exist_ok=True)
+    image.write_disk(out / "spine.img", {name: fill + name.encode() for name in PAIRS})
+    return out
+
+
+def begins(path: Path, length: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(length)
+
+
+def test_slots_and_boot_volumes_are_kept_until_the_disk_is_built_anew(
+    container: Container, tmp_path: Path
+) -> None:
+    out = built(tmp_path / "out", b"1 ")
+    pairs = container.pairs(out)
+    assert set(pairs) == set(PAIRS)
+    for name, path in pairs.items():
+        assert begins(path, 8) == b"1 " + name.encode()
+        assert path.stat().st_size == image.partition(name).size
+        path.write_bytes(b"used")
+    assert container.pairs(out) == pairs
+    assert {begins(path, 4) for path in pairs.values()} == {b"used"}
+    container.pairs(out, fresh=True)
+    assert begins(pairs["slot-a"], 8) == b"1 slot-a"
+    pairs["boot-b"].write_bytes(b"used")
+    container.pairs(built(out, b"2 "))
+    assert begins(pairs["boot-b"], 8) == b"2 boot-b"
+    # One that is gone is no reason to mix it with three that are not of its kind.
+    for name in ("slot-a", "boot-a"):
+        pairs[name].write_bytes(b"used")
+    pairs["boot-a"].unlink()
+    container.pairs(out)
+    assert [begins(pairs[name], 8) for name in ("slot-a", "boot-a")] == [b"2 slot-a", b"2 boot-a"]
+
+
+def test_without_a_disk_there_are_no_slots(container: Container, tmp_path: Path) -> None:
+    assert container.pairs(tmp_path) == {}
 
 
 @pytest.mark.proves("INV-HOST-3")
@@ -237,7 +274,7 @@ def test_a_start_that_fails_leaves_nothing(container: Container, parts: Path, tm
     assert container.exit_code == 127
     assert left(container, parts) == []
     with pytest.raises(BootError, match="did not start"):
-        container.start(tmp_path / "not there", parts / "persist.img", None)
+        container.start(tmp_path / "not there", parts / "persist.img")
     assert left(container, parts) == []
 
 
@@ -263,7 +300,7 @@ def test_another_process_finds_and_stops_it(container: Container, parts: Path) -
     assert other is not None
     assert other.pid == container.pid
     with pytest.raises(SpineError, match="runs already") as raised:
-        Container(container.directory).start(parts / "root.squashfs", parts / "persist.img", None)
+        Container(container.directory).start(parts / "root.squashfs", parts / "persist.img")
     assert raised.value.exit_code == Exit.REFUSED
     assert other.stop(READY_S)
     assert Container.attach(container.directory) is None

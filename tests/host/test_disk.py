@@ -15,7 +15,7 @@ from spine.ground import disk, gpt
 from spine.ground.gpt import GptError
 
 MIB = 1 << 20
-LAYOUT = (("esp", 1), ("slot-a", 2), ("slot-b", 2), ("personas", 1), ("persist", 2))
+LAYOUT = (("boot-a", 1), ("slot-a", 2), ("slot-b", 2), ("personas", 1), ("persist", 2))
 
 
 def image(path: Path, fill: bytes, layout: tuple[tuple[str, int], ...] = LAYOUT) -> Path:
@@ -86,7 +86,7 @@ def test_foreign_tables_are_refused(head: bytes, junk: bytes, start: int, end: i
     struct.pack_into("<I", rotten, gpt.SECTOR + 16, zlib.crc32(rotten[gpt.SECTOR : gpt.SECTOR + 92]))
     first, last = struct.unpack_from("<QQ", head, gpt.SECTOR + 40)
     if first <= start <= end <= last:
-        assert gpt.parse(bytes(rotten))["esp"].start == start * gpt.SECTOR
+        assert gpt.parse(bytes(rotten))["boot-a"].start == start * gpt.SECTOR
     else:
         with pytest.raises(GptError):
             gpt.parse(bytes(rotten))
@@ -97,18 +97,18 @@ def test_a_rebuild_renews_the_system_and_keeps_the_state(tmp_path: Path) -> None
     built, runs = image(tmp_path / "spine.img", b"1 "), tmp_path / "disk.img"
     assert disk.prepare(built, runs) == "new"
     assert runs.read_bytes() == built.read_bytes()
-    for name in ("esp", "slot-a", "persist", "personas"):
+    for name in ("boot-a", "slot-a", "persist", "personas"):
         put(runs, gpt.read(runs)[name], b"used " + name.encode())
     assert disk.prepare(built, runs) == "kept"
-    assert get(runs, "esp") == b"used esp"
+    assert get(runs, "boot-a") == b"used boot-a"
     # The same bytes again with another time are no rebuild.
     built.touch()
     assert disk.prepare(built, runs) == "kept"
-    assert get(runs, "esp") == b"used esp"
+    assert get(runs, "boot-a") == b"used boot-a"
     image(built, b"2 ")
     assert disk.prepare(built, runs) == "refreshed"
     assert {name: get(runs, name) for name, _ in LAYOUT} == {
-        "esp": b"2 esp",
+        "boot-a": b"2 boot-a",
         "slot-a": b"2 slot-a",
         "slot-b": b"2 slot-b",
         "personas": b"used personas",
@@ -123,7 +123,7 @@ def test_state_moves_with_the_layout(tmp_path: Path) -> None:
     built, runs = image(tmp_path / "spine.img", b"1 "), tmp_path / "disk.img"
     disk.prepare(built, runs)
     put(runs, gpt.read(runs)["persist"], b"used")
-    image(built, b"2 ", (("esp", 3), ("slot-a", 2), ("slot-b", 2), ("personas", 1), ("persist", 4)))
+    image(built, b"2 ", (("boot-a", 3), ("slot-a", 2), ("slot-b", 2), ("personas", 1), ("persist", 4)))
     assert disk.prepare(built, runs) == "refreshed"
     assert get(runs, "persist") == b"used"
     assert gpt.read(runs) == gpt.read(built)

@@ -45,7 +45,7 @@ SLOTS = {
             "how": "direct",
         },
         {"name": "slot-b", "verdict": "verified", "detail": "", "differs": [], "how": "direct"},
-        {"name": "esp", "verdict": "pending", "detail": "", "differs": [], "how": ""},
+        {"name": "boot-a", "verdict": "pending", "detail": "", "differs": [], "how": ""},
     ],
 }
 
@@ -124,7 +124,7 @@ def test_the_contract() -> None:
             "how": "direct",
         },
         "slot-b": {"name": "slot-b", "verdict": "verified", "detail": "", "differs": [], "how": "direct"},
-        "esp": {"name": "esp", "verdict": "pending", "detail": "", "differs": [], "how": ""},
+        "boot-a": {"name": "boot-a", "verdict": "pending", "detail": "", "differs": [], "how": ""},
     }
     assert found["focus"] == "courier"
     assert found["rooms"] == {
@@ -172,7 +172,7 @@ def test_the_page_says_the_same() -> None:
         "7000 KiB",
         "slot-a    tampered: not: root",
         "slot-b    verified\n",
-        "esp       pending\n",
+        "boot-a    pending\n",
         "9000 KiB",
         "24000 KiB",
         "* courier         running          2      1234567 µs  connected 10.0.2.15/24\n",

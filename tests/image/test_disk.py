@@ -22,12 +22,19 @@ def tool(*words: str | Path) -> str:
 
 def test_partitions_do_not_overlap_and_the_table_says_so(tmp_path: Path) -> None:
     image = tmp_path / "disk"
-    disk.write_disk(image, {"esp": b"first", "persist": b"last"})
+    disk.write_disk(image, {"boot-a": b"first", "persist": b"last"})
     assert image.stat().st_size == disk.size()
     assert image.stat().st_blocks * 512 < 2**20, "the image must be sparse"
     dump = tool("sfdisk", "--dump", image)
     rows = re.findall(r"start=\s*(\d+), size=\s*(\d+), type=\S+, uuid=(\S+), name=\"([^\"]+)\"", dump)
-    assert [row[3] for row in rows] == ["esp", "slot-a", "slot-b", "personas", "persist"]
+    assert [row[3] for row in rows] == [
+        "boot-a",
+        "boot-b",
+        "slot-a",
+        "slot-b",
+        "personas",
+        "persist",
+    ]
     end = 0
     for start, length, uuid, name in rows:
         assert (int(start) * 512, int(length) * 512) == disk.offsets()[name]
@@ -37,7 +44,7 @@ def test_partitions_do_not_overlap_and_the_table_says_so(tmp_path: Path) -> None
         end = int(start) + int(length)
     tool("sfdisk", "--verify", image)
     with image.open("rb") as file:
-        for name, content in (("esp", b"first"), ("persist", b"last")):
+        for name, content in (("boot-a", b"first"), ("persist", b"last")):
             file.seek(disk.offsets()[name][0])
             assert file.read(len(content)) == content
 
@@ -47,25 +54,38 @@ def test_slots_are_of_one_size_and_hold_the_promise() -> None:
 
 
 def test_content_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpineError, match="esp is too small"):
-        disk.write_disk(tmp_path / "disk", {"esp": bytes(disk.partition("esp").size + 1)})
+    with pytest.raises(SpineError, match="boot-b is too small"):
+        disk.write_disk(tmp_path / "disk", {"boot-b": bytes(disk.partition("boot-b").size + 1)})
 
 
-def test_the_esp_is_whole_and_its_names_carry_the_counter(tmp_path: Path) -> None:
-    image = disk.make_esp(tmp_path, b"MZ-loader", UKIS, EPOCH)
+@pytest.mark.parametrize("slot", UKIS)
+def test_a_boot_volume_is_whole_and_its_own_program_carries_the_counter(tmp_path: Path, slot: str) -> None:
+    files = disk.volume(slot, b"MZ-loader", UKIS[slot])
+    image = disk.make_boot(tmp_path, slot, files, EPOCH)
     tool("fsck.fat", "-n", image)
     listing = tool("mdir", "-b", "-/", "-i", image, "::")
-    files = {line for line in listing.splitlines() if not line.endswith("/")}
-    assert files == {
+    assert {line for line in listing.splitlines() if not line.endswith("/")} == {
         "::/EFI/BOOT/BOOTX64.EFI",
-        "::/EFI/Linux/spine-a+3-0.efi",
-        "::/EFI/Linux/spine-b+3-0.efi",
+        f"::/EFI/Linux/spine-{slot}+3-0.efi",
         "::/loader/loader.conf",
     }
     # The counter is patched in place: it must lie in the first piece (13 characters) of the long name.
-    assert all(disk.entry_name(slot).index("+3-0") + 4 <= 13 for slot in UKIS)
+    assert disk.entry_name(slot).index("+3-0") + 4 <= 13
     data = image.read_bytes()
-    assert all(data.count(uki) == 1 for uki in UKIS.values())
+    assert {letter: data.count(uki) for letter, uki in UKIS.items()} == {
+        letter: int(letter == slot) for letter in UKIS
+    }
+
+
+def test_the_firmware_finds_both_volumes(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    disk.write_disk(image, {})
+    types = dict(re.findall(r"type=(\S+), uuid=\S+ name=\"(boot-.)\"", tool("sfdisk", "--dump", image)))
+    # What the UEFI and the Boot Loader Specification call an ESP and an extended boot loader partition.
+    assert {name: kind.lower() for kind, name in types.items()} == {
+        "boot-a": "c12a7328-f81f-11d2-ba4b-00a0c93ec93b",
+        "boot-b": "bc13c2ff-59e6-4262-a352-b275fd6f7172",
+    }
 
 
 def test_persist_belongs_to_the_gate_alone(tmp_path: Path) -> None:
@@ -85,7 +105,11 @@ def test_the_same_parts_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "another-directory"):
         place = tmp_path / name
         place.mkdir()
-        esp, persist = disk.make_esp(place, b"MZ", UKIS, EPOCH), disk.make_persist(place, EPOCH)
-        disk.write_disk(place / "disk", {"esp": esp, "slot-a": b"slot", "persist": persist})
+        parts = {
+            f"boot-{slot}": disk.make_boot(place, slot, disk.volume(slot, b"MZ", uki), EPOCH)
+            for slot, uki in UKIS.items()
+        }
+        persist = disk.make_persist(place, EPOCH)
+        disk.write_disk(place / "disk", {**parts, "slot-a": b"slot", "persist": persist})
         made.append(file_digest(place / "disk"))
     assert made[0] == made[1]

@@ -88,12 +88,15 @@ def power_on(tmp_path: Path) -> Iterator[PowerOn]:
 
 
 def counters(disk: Path) -> dict[str, tuple[int, int]]:
-    """The boot counters on a disk's ESP: slot → (tries left, tries done), as the firmware would read them."""
-    at = gpt.read(disk)["esp"].start
-    listing = subprocess.run(
-        ["mdir", "-b", "-i", f"{disk}@@{at}", "::/EFI/Linux"], capture_output=True, text=True, check=True
-    )
-    return {m[1]: (int(m[2]), int(m[3])) for m in UKI.finditer(listing.stdout)}
+    """The boot counters on a disk: slot → (tries left, tries done), as the firmware would read them."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in ("boot-a", "boot-b"):
+        at = gpt.read(disk)[name].start
+        listing = subprocess.run(
+            ["mdir", "-b", "-i", f"{disk}@@{at}", "::/EFI/Linux"], capture_output=True, text=True, check=True
+        )
+        found |= {m[1]: (int(m[2]), int(m[3])) for m in UKI.finditer(listing.stdout)}
+    return found
 
 
 def copy_of(image: Path, tmp_path: Path, name: str = "disk.img") -> Path:

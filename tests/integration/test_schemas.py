@@ -270,9 +270,9 @@ def test_a_new_method_needs_its_schema_and_its_handler_only(tmp_path: Path) -> N
     table = reference.parsed(tree / "schemas", tree / "organs/manifest.toml")
     [method] = [m for m in callable_here(table) if m.name == "ping"]
     ground = Container(tmp_path / "ground")
-    root, persist, esp = ground.provision(out, fresh=True)
+    root, persist = ground.provision(out, fresh=True)
     try:
-        ground.start(root, persist, esp)
+        ground.start(root, persist)
         ground.wait_ready()
         with Port(ground.port_path, table=table) as port:
             assert port.call("netroom.ping", {"echo": b"here"}) == {"echo": b"here"}

@@ -37,8 +37,8 @@ PINNED = enrolment.Variable(
     "spine-b.efi\0".encode("utf-16-le"),
     0x7,
 )
-# The partition that a firmware looks into, whatever it is called.
-VOLUMES = ("esp", "boot-a", "boot-b")
+# The partitions that a firmware and systemd-boot look into.
+VOLUMES = ("boot-a", "boot-b")
 LOADERS, PROGRAMS = "EFI/BOOT", "EFI/Linux"
 
 

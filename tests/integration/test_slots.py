@@ -1,7 +1,7 @@
-"""What the running spine says of its slots and its ESP, on both grounds; and of a slot that rotted.
+"""What the running spine says of its slots and boot volumes, on both grounds; and of a slot that rotted.
 
-The container gets slots and an ESP that the image's own code makes around the root it runs, with programs
-that stand in: no kernel is built for it.
+The container gets slots and boot volumes that the image's own code makes around the root it runs, with
+programs that stand in: no kernel is built for it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from spine.ground.container import Container
+from spine.ground.disk import sparse_copy
 from spine.image import disk, keys, slot, verity
 from spine.image.build import build
 from spine.progress import Progress
 from tests.integration.live import Live, spine, within
 
-NAMES = ("slot-a", "slot-b", "esp")
+NAMES = ("slot-a", "slot-b", "boot-a", "boot-b")
 SLOT_BYTES = 48 * 1024 * 1024
 EPOCH = 1_700_000_000
 
@@ -38,12 +39,13 @@ def rows(live: Live) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.machine
-def test_the_machine_has_verified_both_slots_and_the_esp(machine: Live) -> None:
+def test_the_machine_has_verified_both_slots_and_their_boot_volumes(machine: Live) -> None:
     verified = {"verdict": "verified", "detail": "", "differs": []}
     assert rows(machine) == {
         "slot-a": {"name": "slot-a", **verified, "how": "direct"},
         "slot-b": {"name": "slot-b", **verified, "how": "direct"},
-        "esp": {"name": "esp", **verified, "how": "dropped"},
+        "boot-a": {"name": "boot-a", **verified, "how": "dropped"},
+        "boot-b": {"name": "boot-b", **verified, "how": "dropped"},
     }
     status = json.loads(spine("status", "--json", "--machine"))
     assert {name: row["verdict"] for name, row in status["checked"].items()} == dict.fromkeys(
@@ -64,19 +66,27 @@ def test_a_ground_without_slots_names_them(container: Live) -> None:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Slots and ESP around the root that `./spine boot --container` starts."""
+    """Slots and boot volumes around the root that `./spine boot --container` starts."""
     made = tmp_path_factory.mktemp("slots")
     built = build(made / "out", root_only=True, progress=Progress())
     packed = (made / "out/root.squashfs").read_bytes()
     length = int(str(built["squashfsBytes"]))
     assert verity.tree(packed[:length]).data == packed[length:]
     ukis = {name: f"program {name} ".encode() * 50_000 for name in ("a", "b")}
-    esp = disk.make_esp(made, b"MZ" + bytes(range(256)) * 300, ukis, EPOCH)
+    loader = b"MZ" + bytes(range(256)) * 300
+    boots = {
+        name: disk.make_boot(made, name, disk.volume(name, loader, uki), EPOCH) for name, uki in ukis.items()
+    }
     key = keys.release_key()
     data, _parts = slot.compose(
-        packed[:length], packed[length:], ukis, esp.read_bytes(), {"version": "test"}, key.sign
+        packed[:length],
+        packed[length:],
+        ukis,
+        {name: boot.read_bytes() for name, boot in boots.items()},
+        {"version": "test"},
+        key.sign,
     )
-    found = {"root": made / "out/root.squashfs", "esp": esp}
+    found = {"root": made / "out/root.squashfs", **{f"boot-{name}": boot for name, boot in boots.items()}}
     for name in ("slot-a", "slot-b"):
         found[name] = made / name
         found[name].write_bytes(data)
@@ -94,9 +104,11 @@ def ground(tmp_path: Path) -> Iterator[Container]:
 
 
 def booted(ground: Container, parts: Mapping[str, Path]) -> Live:
-    _root, persist, _esp = ground.provision(parts["root"].parent, fresh=True)
-    slots = {name: parts[name] for name in ("slot-a", "slot-b")}
-    ground.start(parts["root"], persist, parts["esp"], slots=slots)
+    _root, persist = ground.provision(parts["root"].parent, fresh=True)
+    pairs = {name: ground.directory / f"{name}.img" for name in NAMES}
+    for name, path in pairs.items():
+        sparse_copy(parts[name], path)
+    ground.start(parts["root"], persist, pairs=pairs)
     ground.wait_ready()
     return Live("container", ground)
 
@@ -104,26 +116,26 @@ def booted(ground: Container, parts: Mapping[str, Path]) -> Live:
 @pytest.mark.container
 @pytest.mark.proves("INV-SLOT-5")
 @pytest.mark.proves("INV-SLOT-8")
-def test_a_slot_and_a_file_of_the_esp_that_rotted_are_named(
+def test_a_slot_and_a_file_of_a_boot_volume_that_rotted_are_named(
     ground: Container, parts: Mapping[str, Path], tmp_path: Path
 ) -> None:
     live = booted(ground, parts)
     found = rows(live)
     assert {name: row["verdict"] for name, row in found.items()} == dict.fromkeys(NAMES, "verified")
-    assert [found[name]["how"] for name in NAMES] == ["direct", "direct", "dropped"]
+    assert [found[name]["how"] for name in NAMES] == ["direct", "direct", "dropped", "dropped"]
     generation = live.table()["integrity"]["generation"]
     assert ground.stop()
 
-    # One byte in the middle of a program of slot B, one in a file of the ESP.
-    damaged = {**parts, "slot-b": tmp_path / "slot-b", "esp": tmp_path / "esp"}
+    # One byte in the middle of a program of slot B, one in a file of its boot volume.
+    damaged = {**parts, "slot-b": tmp_path / "slot-b", "boot-b": tmp_path / "boot-b"}
     data = bytearray(parts["slot-b"].read_bytes())
     at = data.index(b"program b " * 10) + 12_345
     data[at] ^= 0xFF
     damaged["slot-b"].write_bytes(data)
-    esp = bytearray(parts["esp"].read_bytes())
-    at = esp.index(disk.LOADER_CONF)
-    esp[at + 8] = ord("9")
-    damaged["esp"].write_bytes(esp)
+    boot = bytearray(parts["boot-b"].read_bytes())
+    at = boot.index(disk.LOADER_CONF)
+    boot[at + 8] = ord("9")
+    damaged["boot-b"].write_bytes(boot)
     live = booted(ground, damaged)
     found = rows(live)
     assert found["slot-a"]["verdict"] == "verified"
@@ -134,8 +146,9 @@ def test_a_slot_and_a_file_of_the_esp_that_rotted_are_named(
         "differs": ["uki-b"],
         "how": "direct",
     }
-    assert found["esp"]["verdict"] == "tampered"
-    assert found["esp"]["differs"] == ["loader/loader.conf"]
+    assert found["boot-a"]["verdict"] == "verified"
+    assert found["boot-b"]["verdict"] == "tampered"
+    assert found["boot-b"]["differs"] == ["loader/loader.conf"]
     # It was said, and nothing else came of it.
     assert live.table()["integrity"]["generation"] == generation
     log = live.call("operator.log", organ="integrity", bytes=4096)["text"]

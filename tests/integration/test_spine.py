@@ -43,7 +43,7 @@ def test_status_follows_its_contract(live: Live) -> None:
     assert status["memory"]["totalKiB"] == sum(parts)
     assert (status["focus"], status["rooms"]) == (None, {})
     assert isinstance(status["personas"], dict)
-    assert list(status["checked"]) == ["slot-a", "slot-b", "esp"]
+    assert list(status["checked"]) == ["slot-a", "slot-b", "boot-a", "boot-b"]
     for checked in status["checked"].values():
         assert set(checked) == {"name", "verdict", "detail", "differs", "how"}
     on_machine = live.kind == "machine"

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.machine
 PUTS = 40
 # What integrity does by itself or when a person asks, and logs: it re-arms the counter of the boot after a
 # while, and stores the images that are installed.
-ACTS_OF_INTEGRITY = {"esp", "personas"}
+ACTS_OF_INTEGRITY = {"boot-a", "boot-b", "personas"}
 
 
 def puts(seed: int) -> bytes:

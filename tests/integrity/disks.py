@@ -1,4 +1,4 @@
-"""Slots and an ESP for the tests, made by the image's own code with programs and a root that stand in."""
+"""Slots and boot volumes for the tests, made by the image's own code around programs that stand in."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = keys.public_bytes(KEY)
 # A slot's room; enough for the parts and some zeros.
 SIZE = 1024 * 1024
+NAMES = ("slot-a", "slot-b", "boot-a", "boot-b")
 EPOCH = 1_700_000_000
 LOADER = b"MZ" + b"loader" * 9000
 
@@ -34,29 +35,31 @@ def programs(version: str) -> dict[str, bytes]:
 
 
 @functools.cache
-def made(version: str = "1") -> tuple[bytes, bytes, tuple[slot.Part, ...]]:
-    """A slot as it fills its partition, the ESP that belongs to it, and the slot's parts."""
+def made(version: str = "1") -> tuple[bytes, dict[str, bytes], tuple[slot.Part, ...]]:
+    """A slot as it fills its partition, the boot volume of each letter, and the slot's parts."""
     ukis = programs(version)
+    boots = {}
     with tempfile.TemporaryDirectory() as name:
-        esp = disk.make_esp(Path(name), LOADER, ukis, EPOCH).read_bytes()
-    data, parts = slot.compose(root(), b"T" * 4096, ukis, esp, {"version": version}, KEY.sign)
-    return data + bytes(SIZE - len(data)), esp, tuple(parts)
+        for letter, uki in ukis.items():
+            volume = disk.volume(letter, LOADER, uki)
+            boots[letter] = disk.make_boot(Path(name), letter, volume, EPOCH).read_bytes()
+    data, parts = slot.compose(root(), b"T" * 4096, ukis, boots, {"version": version}, KEY.sign)
+    return data + bytes(SIZE - len(data)), boots, tuple(parts)
 
 
 def files(directory: Path, version: str = "1") -> dict[str, Path]:
-    """Both slots and the ESP as files, by the names of their partitions."""
-    slot_bytes, esp, _parts = made(version)
-    found = {name: directory / name for name in ("slot-a", "slot-b", "esp")}
+    """Both slots and their boot volumes as files, by the names of their partitions."""
+    slot_bytes, boots, _parts = made(version)
+    found = {name: directory / name for name in NAMES}
     for name, path in found.items():
-        path.write_bytes(esp if name == "esp" else slot_bytes)
+        path.write_bytes(boots[name[-1]] if name.startswith("boot") else slot_bytes)
     return found
 
 
 @contextlib.contextmanager
 def opened(paths: Mapping[str, Path], flags: Mapping[str, int] | None = None) -> Iterator[dict[str, int]]:
-    """The descriptors as bay0 hands them over: the ESP to be written, the slots not."""
-    usual = {"esp": os.O_RDWR, "slot-a": os.O_RDONLY, "slot-b": os.O_RDONLY}
-    chosen = {**usual, **(flags or {})}
+    """The descriptors as bay0 hands them over."""
+    chosen = {**dict.fromkeys(NAMES, os.O_RDWR), **(flags or {})}
     fds = {f"device:{name}": os.open(path, chosen[name] | os.O_NONBLOCK) for name, path in paths.items()}
     try:
         yield fds

@@ -21,7 +21,7 @@ ABSENT = [
         "differs": (),
         "how": "",
     }
-    for name in ("slot-a", "slot-b", "esp")
+    for name in disks.NAMES
 ]
 BOOT = {"boot": {"slot": "a", "rootHash": "ab" * 32, "verified": True}}
 
@@ -31,7 +31,7 @@ PATIENCE_S = 120.0
 
 
 def rows(found: Mapping[str, object]) -> list[dict[str, object]]:
-    """What is said of the slots and the ESP."""
+    """What is said of the slots and the boot volumes."""
     checked = found["checked"]
     assert isinstance(checked, list)
     return checked
@@ -79,9 +79,9 @@ def organs_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def esp(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+def volume(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     path = volumes.make(
-        tmp_path / "esp.img", 32, ["spine-a+2-1.efi", "spine-b+0-3.efi", "rescue.efi"], crowd=3
+        tmp_path / "boot.img", 32, ["spine-a+2-1.efi", "spine-b+0-3.efi", "rescue.efi"], crowd=3
     )
     fd = os.open(path, os.O_RDWR)
     yield path, fd
@@ -103,11 +103,16 @@ async def answer(fds: Mapping[str, int], words: list[str]) -> dict[str, object]:
 
 @pytest.mark.proves("INV-SLOT-1")
 async def test_healthy_arms_the_slot_that_runs(
-    esp: tuple[Path, int], capfd: pytest.CaptureFixture[str]
+    volume: tuple[Path, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path, fd = esp
-    found = await answer({"device:esp": fd}, ["healthy"])
-    assert [row["verdict"] for row in rows(found)] == ["unreadable", "unreadable", "unsigned"]
+    path, fd = volume
+    found = await answer({"device:boot-a": fd}, ["healthy"])
+    assert [row["verdict"] for row in rows(found)] == [
+        "unreadable",
+        "unreadable",
+        "unsigned",
+        "unreadable",
+    ]
     del found["checked"]
     assert found == {
         "active": "a",
@@ -123,15 +128,33 @@ async def test_healthy_arms_the_slot_that_runs(
 
 
 @pytest.mark.proves("INV-SLOT-1")
-async def test_without_the_word_nothing_is_written(esp: tuple[Path, int]) -> None:
-    path, fd = esp
+async def test_only_the_volume_of_the_slot_that_runs_is_written(
+    volume: tuple[Path, int], tmp_path: Path
+) -> None:
+    path, fd = volume
+    other = tmp_path / "other.img"
+    other.write_bytes(path.read_bytes())
+    with open(other, "r+b") as file:
+        # Even a name of the running slot there is not its counter.
+        found = await answer({"device:boot-a": fd, "device:boot-b": file.fileno()}, ["healthy"])
+    entries = found["entries"]
+    assert isinstance(entries, list)
+    assert [row["left"] for row in entries if row["name"] == "spine-a.efi"] == [3, 2]
+    assert volumes.listing(other) == {"spine-a+2-1.efi", "spine-b+0-3.efi", "rescue.efi"} | {
+        name for name in volumes.listing(other) if name.startswith("something")
+    }
+
+
+@pytest.mark.proves("INV-SLOT-1")
+async def test_without_the_word_nothing_is_written(volume: tuple[Path, int]) -> None:
+    path, fd = volume
     before = path.read_bytes()
     for words in ([], ["sick"]):
-        await answer({"device:esp": fd}, words)
+        await answer({"device:boot-a": fd}, words)
         assert path.read_bytes() == before
 
 
-async def test_a_ground_without_an_esp(organs_json: Path, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_a_ground_without_slots(organs_json: Path, capfd: pytest.CaptureFixture[str]) -> None:
     organs_json.write_text(json.dumps({"boot": {"slot": None, "rootHash": None, "verified": False}}))
     assert await answer({}, ["healthy"]) == {
         "active": "",
@@ -141,28 +164,29 @@ async def test_a_ground_without_an_esp(organs_json: Path, capfd: pytest.CaptureF
         "checked": ABSENT,
     }
     assert sorted(capfd.readouterr().err.splitlines()) == [
-        "integrity: esp is unreadable: there is no device esp here",
-        "integrity: healthy; no ESP here, so no counter to arm",
+        "integrity: boot-a is unreadable: there is no device boot-a here",
+        "integrity: boot-b is unreadable: there is no device boot-b here",
+        "integrity: healthy; no slot with a boot volume runs here, so no counter to arm",
         "integrity: slot-a is unreadable: there is no device slot-a here",
         "integrity: slot-b is unreadable: there is no device slot-b here",
     ]
 
 
-async def test_an_esp_without_slots(esp: tuple[Path, int], organs_json: Path) -> None:
-    path, fd = esp
+async def test_volumes_without_a_slot_that_runs(volume: tuple[Path, int], organs_json: Path) -> None:
+    path, fd = volume
     before = path.read_bytes()
     organs_json.write_text(json.dumps({"boot": {"slot": None, "rootHash": None, "verified": False}}))
-    await answer({"device:esp": fd}, ["healthy"])
+    await answer({"device:boot-a": fd}, ["healthy"])
     assert path.read_bytes() == before
 
 
-async def test_a_rotten_esp_is_said_and_survived(
-    esp: tuple[Path, int], capfd: pytest.CaptureFixture[str]
+async def test_a_rotten_volume_is_said_and_survived(
+    volume: tuple[Path, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path, fd = esp
+    path, fd = volume
     os.pwrite(fd, bytes(512), 0)
     before = path.read_bytes()
-    found = await answer({"device:esp": fd}, ["healthy"])
+    found = await answer({"device:boot-a": fd}, ["healthy"])
     assert found["entries"] == []
     assert rows(found)[2]["verdict"] == "tampered"
     assert rows(found)[2]["detail"] == "no file system of ours: no boot sector signature"
@@ -175,9 +199,7 @@ async def test_a_whole_disk_is_verified_and_said_once(
 ) -> None:
     with disks.opened(disks.files(tmp_path)) as fds:
         found = await answer(fds, ["healthy"])
-    assert {str(row["name"]): row["verdict"] for row in rows(found)} == dict.fromkeys(
-        ("slot-a", "slot-b", "esp"), "verified"
-    )
+    assert {str(row["name"]): row["verdict"] for row in rows(found)} == dict.fromkeys(disks.NAMES, "verified")
     said = capfd.readouterr().err
-    for name in ("slot-a", "slot-b", "esp"):
+    for name in disks.NAMES:
         assert said.count(f"integrity: {name} is verified (read ") == 1

@@ -1,4 +1,4 @@
-"""Slots and an ESP as files, whole and damaged: what is said of each, whichever byte it is."""
+"""Slots and boot volumes as files, whole and damaged: what is said of each, whichever byte it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from organs.integrity import fat, survey
 from spine.ground import calls
 from tests.integrity import disks, volumes
 
-SLOT, ESP, PARTS = disks.made()
+SLOT, BOOTS, PARTS = disks.made()
 DRAWN = settings(
     deadline=None,
     max_examples=25,
@@ -41,14 +41,14 @@ async def surveyed(paths: Mapping[str, Path], flags: Mapping[str, int] | None = 
         assert {row["verdict"] for row in made.rows()} == {"pending"}
         await made.run(said.append)
         rows = {str(row["name"]): row for row in made.rows()}
-    assert sorted(line.split()[0] for line in said) == ["esp", "slot-a", "slot-b"]
+    assert sorted(line.split()[0] for line in said) == sorted(disks.NAMES)
     for line in said:
         assert line.split()[2].rstrip(":") == rows[line.split()[0]]["verdict"]
     return rows
 
 
 def verdicts(rows: Rows) -> list[object]:
-    return [rows[name]["verdict"] for name in ("slot-a", "slot-b", "esp")]
+    return [rows[name]["verdict"] for name in disks.NAMES]
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def paths(tmp_path: Path) -> dict[str, Path]:
 @pytest.mark.proves("INV-SLOT-5")
 async def test_a_whole_disk(paths: dict[str, Path]) -> None:
     rows = await surveyed(paths)
-    assert verdicts(rows) == ["verified"] * 3
+    assert verdicts(rows) == ["verified"] * 4
     assert rows["slot-a"]["how"] in ("direct", "dropped")
-    assert rows["esp"]["how"] == "dropped"
+    assert rows["boot-a"]["how"] == rows["boot-b"]["how"] == "dropped"
     assert all(row["differs"] == () and row["detail"] == "" for row in rows.values())
 
 
@@ -72,7 +72,7 @@ def test_any_flipped_bit_of_a_slot_is_found(tmp_path: Path, at: int, bit: int) -
     paths = disks.files(tmp_path)
     disks.flip(paths["slot-b"], at, bit)
     rows = trio.run(surveyed, paths)
-    assert verdicts(rows)[0::2] == ["verified", "verified"]
+    assert [row["verdict"] for name, row in rows.items() if name != "slot-b"] == ["verified"] * 3
     assert rows["slot-b"]["verdict"] in ("tampered", "unsigned")
     inside = [part.name for part in PARTS if part.offset <= at < part.offset + part.length]
     if rows["slot-b"]["verdict"] == "tampered" and inside and inside != ["root"]:
@@ -80,8 +80,8 @@ def test_any_flipped_bit_of_a_slot_is_found(tmp_path: Path, at: int, bit: int) -
 
 
 def contents() -> dict[str, list[tuple[int, int]]]:
-    """The places of each file's bytes on the ESP."""
-    read = disks.reader(ESP)
+    """The places of each file's bytes on the boot volume of slot A."""
+    read = disks.reader(BOOTS["a"])
     volume, nodes = fat.tree(read)
     return {"/".join(n.path): list(fat.stretches(read, volume, n)) for n in nodes if not n.directory}
 
@@ -93,16 +93,16 @@ CONTENTS = contents()
 @pytest.mark.parametrize("name", CONTENTS)
 @given(data=st.data())
 @DRAWN
-def test_any_flipped_bit_of_a_file_of_the_esp_is_found_and_named(
+def test_any_flipped_bit_of_a_file_of_a_boot_volume_is_found_and_named(
     tmp_path: Path, name: str, data: st.DataObject
 ) -> None:
     at, length = data.draw(st.sampled_from(CONTENTS[name]))
     paths = disks.files(tmp_path)
-    disks.flip(paths["esp"], at + data.draw(st.integers(0, length - 1)), data.draw(st.integers(0, 7)))
+    disks.flip(paths["boot-a"], at + data.draw(st.integers(0, length - 1)), data.draw(st.integers(0, 7)))
     rows = trio.run(surveyed, paths)
-    assert verdicts(rows) == ["verified", "verified", "tampered"]
-    assert rows["esp"]["differs"] == (name,)
-    assert rows["esp"]["detail"] == f"changed: {name}"
+    assert verdicts(rows) == ["verified", "verified", "tampered", "verified"]
+    assert rows["boot-a"]["differs"] == (name,)
+    assert rows["boot-a"]["detail"] == f"changed: {name}"
 
 
 # Where tables and directories lie: before the first file's bytes.
@@ -114,39 +114,40 @@ TABLES_END = min(at for spans in CONTENTS.values() for at, _ in spans)
 def test_rotten_tables_end_in_a_verdict(tmp_path: Path, flips: list[tuple[int, int]]) -> None:
     paths = disks.files(tmp_path)
     for at, bit in flips:
-        disks.flip(paths["esp"], at, bit)
+        disks.flip(paths["boot-a"], at, bit)
     rows = trio.run(surveyed, paths)
     assert verdicts(rows)[:2] == ["verified", "verified"]
-    assert rows["esp"]["verdict"] in ("verified", "tampered")
+    assert rows["boot-b"]["verdict"] == "verified"
+    assert rows["boot-a"]["verdict"] in ("verified", "tampered")
 
 
 @pytest.mark.proves("INV-SLOT-8")
 async def test_files_that_come_and_go(paths: dict[str, Path], tmp_path: Path) -> None:
     more = tmp_path / "more"
     more.write_bytes(b"evil")
-    volumes.mtools(paths["esp"], "mcopy", str(more), "::EFI/Linux/zz+3-0.efi")
-    volumes.mtools(paths["esp"], "mdel", "::loader/loader.conf")
-    volumes.mtools(paths["esp"], "mren", "::EFI/Linux/spine-a+3-0.efi", "spine-a+2-1.efi")
+    volumes.mtools(paths["boot-a"], "mcopy", str(more), "::EFI/Linux/zz+3-0.efi")
+    volumes.mtools(paths["boot-a"], "mdel", "::loader/loader.conf")
+    volumes.mtools(paths["boot-a"], "mren", "::EFI/Linux/spine-a+3-0.efi", "spine-a+2-1.efi")
     rows = await surveyed(paths)
-    assert rows["esp"]["verdict"] == "tampered"
-    assert rows["esp"]["detail"] == "extra: EFI/Linux/zz+3-0.efi; missing: loader/loader.conf"
-    assert rows["esp"]["differs"] == ("EFI/Linux/zz+3-0.efi", "loader/loader.conf")
+    assert rows["boot-a"]["verdict"] == "tampered"
+    assert rows["boot-a"]["detail"] == "extra: EFI/Linux/zz+3-0.efi; missing: loader/loader.conf"
+    assert rows["boot-a"]["differs"] == ("EFI/Linux/zz+3-0.efi", "loader/loader.conf")
 
 
 async def test_two_releases_and_a_slot_that_rotted(paths: dict[str, Path]) -> None:
     paths["slot-a"].write_bytes(disks.made("2")[0])
     rows = await surveyed(paths)
-    # The program of slot A on the ESP is still that of release 1.
-    assert verdicts(rows) == ["verified", "verified", "tampered"]
-    assert rows["esp"]["detail"] == "changed: EFI/Linux/spine-a+3-0.efi"
+    # The program of slot A on its boot volume is still that of release 1.
+    assert verdicts(rows) == ["verified", "verified", "tampered", "verified"]
+    assert rows["boot-a"]["detail"] == "changed: EFI/Linux/spine-a+3-0.efi"
     disks.flip(paths["slot-a"], PARTS[0].offset + 500)
     rows = await surveyed(paths)
-    assert verdicts(rows) == ["tampered", "verified", "verified"]
+    assert verdicts(rows) == ["tampered", "verified", "verified", "verified"]
     assert rows["slot-a"]["differs"] == ("root",)
 
 
 @pytest.mark.proves("INV-SLOT-9")
-@pytest.mark.parametrize("name", ["slot-a", "slot-b", "esp"])
+@pytest.mark.parametrize("name", disks.NAMES)
 @pytest.mark.parametrize("mode", [os.O_WRONLY, os.O_PATH])  # the second does not even tell its size
 async def test_what_cannot_be_read_holds_up_nothing_else(
     paths: dict[str, Path], mode: int, name: str
@@ -168,14 +169,14 @@ async def test_what_cannot_be_read_holds_up_nothing_else(
 
 @pytest.mark.container
 @pytest.mark.proves("INV-SLOT-9")
-@pytest.mark.parametrize("name", ["slot-a", "slot-b", "esp"])
+@pytest.mark.parametrize("name", disks.NAMES)
 async def test_a_device_with_blocks_that_cannot_be_read(paths: dict[str, Path], name: str) -> None:
     """A loop device whose file was cut off behind it answers as a disk with bad sectors does."""
     devices: dict[str, tuple[str, int]] = {}
     try:
         for each, path in paths.items():
-            devices[each] = calls.loop(str(path), read_only=each != "esp")
-        os.truncate(paths[name], 190_000)
+            devices[each] = calls.loop(str(path), read_only=False)
+        os.truncate(paths[name], 120_000)
         rows = await surveyed({each: Path(node) for each, (node, _) in devices.items()})
     finally:
         for _, fd in devices.values():
@@ -188,11 +189,11 @@ async def test_a_device_with_blocks_that_cannot_be_read(paths: dict[str, Path], 
 
 async def test_a_device_that_ends_too_early(paths: dict[str, Path]) -> None:
     os.truncate(paths["slot-a"], 100_000)
-    os.truncate(paths["esp"], 200_000)
+    os.truncate(paths["boot-a"], 120_000)
     rows = await surveyed(paths)
     assert rows["slot-a"]["verdict"] in ("unsigned", "unreadable")
     assert rows["slot-b"]["verdict"] == "verified"
-    assert rows["esp"]["verdict"] == "tampered"
+    assert rows["boot-a"]["verdict"] == "tampered"
 
 
 @pytest.mark.parametrize("text", [None, "", "00", "no hex"])
@@ -203,5 +204,5 @@ async def test_without_a_release_key_nothing_is_verified(
     if text is not None:
         release_key.write_text(text)
     rows = await surveyed(paths)
-    assert verdicts(rows) == ["unsigned"] * 3
+    assert verdicts(rows) == ["unsigned"] * 4
     assert "no release key" in str(rows["slot-a"]["detail"])

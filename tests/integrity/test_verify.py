@@ -26,8 +26,8 @@ def made() -> tuple[bytes, list[slot.Part]]:
     root = bytearray(b"hsqs" + bytes(range(256)) * 640)[: 40 * 4096]
     root[40:48] = len(root).to_bytes(8, "little")
     ukis = {"a": b"A" * 9000, "b": b"B" * 9001}
-    esp = bytes(4096) + b"boot" * 1024 + ukis["a"] + bytes(-9000 % 4096) + ukis["b"]
-    data, parts = slot.compose(bytes(root), b"T" * 4096, ukis, esp, {"version": "1"}, KEY.sign)
+    boots = {name: bytes(4096) + b"boot" * 1024 + uki for name, uki in ukis.items()}
+    data, parts = slot.compose(bytes(root), b"T" * 4096, ukis, boots, {"version": "1"}, KEY.sign)
     return data + bytes(SIZE - len(data)), parts
 
 

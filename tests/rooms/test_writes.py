@@ -10,7 +10,8 @@ from spine.ground.powercut import FLUSH, Entry
 from tests.rooms.writes import NOWHERE, places
 
 TABLE = {
-    name: Partition(name, start, 1000) for name, start in (("esp", 1000), ("slot", 2000), ("persist", 4000))
+    name: Partition(name, start, 1000)
+    for name, start in (("boot-a", 1000), ("slot", 2000), ("persist", 4000))
 }
 
 
@@ -20,7 +21,7 @@ def write(start: int, size: int) -> Entry:
 
 def test_a_write_is_counted_in_every_partition_that_it_touches() -> None:
     assert places([write(4000, 1000), write(4999, 1), Entry(0, 0, FLUSH, 0)], TABLE) == {"persist": 2}
-    assert places([write(1500, 1000)], TABLE) == {"esp": 1, "slot": 1}
+    assert places([write(1500, 1000)], TABLE) == {"boot-a": 1, "slot": 1}
     assert places([write(0, 512)], TABLE) == {NOWHERE: 1}
     assert places([write(4990, 20)], TABLE) == {"persist": 1, NOWHERE: 1}
     assert places([write(3999, 2)], TABLE) == {"persist": 1, NOWHERE: 1}

@@ -39,7 +39,8 @@ GATE_UID = 2001
 # The personas' partition, as large as on the disk. All zeros is an empty one.
 PERSONAS_BYTES = 64 * 1024 * 1024
 
-SLOTS = ("slot-a", "slot-b")
+# The two slots and their boot volumes.
+PAIRS = ("slot-a", "slot-b", "boot-a", "boot-b")
 
 # A machine's features that no container has: nobody checks the root's blocks, nothing counts boots, there is
 # no hardware to reset a stuck PID 1, and the screen and the crash store are the host's.
@@ -123,11 +124,11 @@ class Container:
         """How bay0 ended for good: 0 power-off, 70 panic, below 0 a signal; None while it runs or reboots."""
         return state.ended(self.directory)
 
-    def provision(self, out: Path, *, fresh: bool = False) -> tuple[Path, Path, Path | None]:
-        """The files to start from, out of what was built: root, persist, and the ESP when there is a disk.
+    def provision(self, out: Path, *, fresh: bool = False) -> tuple[Path, Path]:
+        """The files to start from, out of what was built: root and persist.
 
-        `persist` and the personas are kept from the last time unless `fresh`; the ESP is as the machine's
-        disk was built. Not while it runs. SpineError (3) when nothing was built.
+        `persist` and the personas are kept from the last time unless `fresh`. Not while it runs. SpineError
+        (3) when nothing was built.
         """
         paths.private(self.directory)
         root, image = out / "root.squashfs", out / "spine.img"
@@ -135,40 +136,52 @@ class Container:
             raise SpineError(
                 "there is no root to start", f"{root} is not there", "./spine build", Exit.HOST_NOT_READY
             )
-        persist, esp = self.directory / "persist.img", self.directory / "esp.img"
-        table = gpt.read(image) if image.is_file() else {}
+        persist = self.directory / "persist.img"
         if fresh:
             self.personas.unlink(missing_ok=True)
         if fresh or not persist.is_file():
+            table = gpt.read(image) if image.is_file() else {}
             if "persist" in table:
                 disk.extract(image, table["persist"], persist)
             else:
                 make_persist(persist)
-        if "esp" not in table:
-            return root, persist, None
-        disk.extract(image, table["esp"], esp)
-        return root, persist, esp
+        return root, persist
 
-    def slots(self, out: Path) -> dict[str, Path]:
-        """The slots as the machine's disk was built; none when there is no disk. Not while it runs."""
+    def pairs(self, out: Path, *, fresh: bool = False) -> dict[str, Path]:
+        """The slots and their boot volumes; none when there is no disk. Not while it runs.
+
+        They are as the machine's disk was built, then as the spine left them; anew when `fresh`, and when the
+        disk was built anew.
+        """
+        paths.private(self.directory)
         image = out / "spine.img"
         table = gpt.read(image) if image.is_file() else {}
-        found = {name: self.directory / f"{name}.img" for name in SLOTS if name in table}
-        for name, path in found.items():
-            disk.extract(image, table[name], path)
+        found = {name: self.directory / f"{name}.img" for name in PAIRS if name in table}
+        if not found:
+            return found
+        note, stamp = self.directory / "pairs.json", json.dumps(disk.stamp(image))
+        kept = not fresh and note.is_file() and note.read_text(encoding="utf-8") == stamp
+        if not kept or not all(path.is_file() for path in found.values()):
+            note.unlink(missing_ok=True)
+            for name, path in found.items():
+                disk.extract(image, table[name], path)
+            # Last: a start that was cut short extracts them again.
+            note.write_text(stamp, encoding="utf-8")
         return found
 
     def start(
         self,
         root: Path,
         persist: Path,
-        esp: Path | None,
         *,
-        slots: Mapping[str, Path] | None = None,
+        pairs: Mapping[str, Path] | None = None,
         root_hash: str | None = None,
     ) -> None:
-        """Start bay0; returns when the process is there, before it is ready. SpineError (1, 3, 5)."""
-        slots = slots or {}
+        """Start bay0; returns when the process is there, before it is ready. SpineError (1, 3, 5).
+
+        `pairs` has the files of slots and boot volumes, which the spine writes.
+        """
+        pairs = pairs or {}
         if os.geteuid() != 0:
             raise SpineError(
                 "the container ground needs root",
@@ -196,11 +209,11 @@ class Container:
             sockets=str(self.sockets.absolute()),
             cgroup=self.cgroup,
             root=str(root.absolute()),
-            persist=str(persist.absolute()),
-            personas=str(self.personas.absolute()),
-            esp=str(esp.absolute()) if esp else None,
-            missing=[*NEVER_HERE, *([] if esp else ["esp"]), *(name for name in SLOTS if name not in slots)],
-            read_only={name: str(path.absolute()) for name, path in slots.items()},
+            devices={
+                name: str(path.absolute())
+                for name, path in {"persist": persist, "personas": self.personas, **pairs}.items()
+            },
+            missing=[*NEVER_HERE, *(name for name in PAIRS if name not in pairs)],
             root_hash=root_hash,
         )
         file = self.directory / "plan.json"

@@ -36,10 +36,9 @@ def prepare(image: Path, disk: Path, *, fresh: bool = False) -> str:
         )
     note = disk.with_suffix(".json")
     known = _known(note)
-    seen = image.stat()
-    stamp = {"size": seen.st_size, "mtime": seen.st_mtime_ns, "path": str(image)}
+    seen = stamp(image)
     exists = disk.is_file() and not fresh
-    if exists and known.items() >= stamp.items():
+    if exists and known.items() >= seen.items():
         return "kept"
     digest = sparse_sha256(image)
     done = "kept"
@@ -53,9 +52,15 @@ def prepare(image: Path, disk: Path, *, fresh: bool = False) -> str:
             _sync(new)
             new.rename(disk)
     draft = note.with_suffix(".json.new")
-    draft.write_text(json.dumps({**stamp, "sha256": digest}) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps({**seen, "sha256": digest}) + "\n", encoding="utf-8")
     draft.rename(note)
     return done
+
+
+def stamp(image: Path) -> dict[str, object]:
+    """What tells a built image from the one before it."""
+    seen = image.stat()
+    return {"size": seen.st_size, "mtime": seen.st_mtime_ns, "path": str(image)}
 
 
 def extract(disk: Path, partition: gpt.Partition, target: Path) -> None:

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from spine.ground import calls, cgroups, state
@@ -47,12 +47,9 @@ class Plan:
     sockets: str
     cgroup: str
     root: str
-    persist: str
-    personas: str
-    esp: str | None
+    # What the disk's partitions are on a machine, by name. The spine writes all of them.
+    devices: dict[str, str]
     missing: list[str]
-    # Partitions of the disk that are read and never written, by name.
-    read_only: dict[str, str] = field(default_factory=dict)
     root_hash: str | None = None
 
 
@@ -65,14 +62,7 @@ def main(plan: Plan) -> int:
         signal.signal(number, signal.SIG_IGN)
     where = Path(plan.directory)
     root, _root_fd = calls.loop(plan.root, read_only=True)
-    devices = {
-        name: calls.loop(path, read_only=False)
-        for name, path in (("persist", plan.persist), ("personas", plan.personas))
-    }
-    if plan.esp is not None:
-        devices["esp"] = calls.loop(plan.esp, read_only=False)
-    for name, path in plan.read_only.items():
-        devices[name] = calls.loop(path, read_only=True)
+    devices = {name: calls.loop(path, read_only=False) for name, path in plan.devices.items()}
     nodes = {name: node for name, (node, _fd) in devices.items()}
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     port = Path(plan.sockets) / "port.sock"
@@ -94,7 +84,7 @@ def main(plan: Plan) -> int:
                     state.Ground(
                         kind="container",
                         process=process,
-                        disk=Path(plan.persist),
+                        disk=Path(plan.devices["persist"]),
                         port=port,
                         console=where / "console.log",
                         missing=(*plan.missing, *([] if wire else [WIRE_MISSING])),

@@ -198,20 +198,33 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
             )
             for name in SLOTS
         }
-        esp = disk.make_esp(directory, plan.signed(programs[LOADER]), ukis, plan.locked.epoch)
+        loader = plan.signed(programs[LOADER])
+        volumes = {name: disk.volume(name, loader, ukis[name]) for name in SLOTS}
+        boots = {
+            name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
+        }
         length = _number(about, "squashfsBytes")
         _check_budget(len(ukis[SLOTS[-1]]) + len(packed))
         slot_facts = {**plan.facts.release(), "rootHash": str(about["rootHash"])}
         slot_bytes, parts = slot.compose(
-            packed[:length], packed[length:], ukis, esp.read_bytes(), slot_facts, plan.key.sign
+            packed[:length],
+            packed[length:],
+            ukis,
+            {name: boot.read_bytes() for name, boot in boots.items()},
+            slot_facts,
+            plan.key.sign,
         )
         persist = disk.make_persist(directory, plan.locked.epoch)
         disk.write_disk(
             directory / "spine.img",
-            {"esp": esp, "slot-a": slot_bytes, "slot-b": slot_bytes, "persist": persist},
+            {
+                **{f"boot-{name}": boot for name, boot in boots.items()},
+                **{f"slot-{name}": slot_bytes for name in SLOTS},
+                "persist": persist,
+            },
         )
-        esp.unlink()
-        persist.unlink()
+        for made in (*boots.values(), persist):
+            made.unlink()
         # With equal versions systemd-boot starts the last slot first.
         (directory / "spine.efi").write_bytes(ukis[SLOTS[-1]])
         shutil.copyfile(made_kernel / "config", directory / "kernel.config")

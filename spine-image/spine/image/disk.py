@@ -1,15 +1,15 @@
 """Lays out the disk and makes its partitions, as files, without root.
 
 Writes only the files it is told to. Partition ids, filesystem ids, dates and order are fixed, so the same
-parts give the same disk. The ESP holds systemd-boot and one program per slot whose name carries the boot
-counter; persist is an empty ext4 whose root belongs to the gate alone.
+parts give the same disk. Each slot has a boot volume of its own, which holds systemd-boot and the slot's
+program, whose name carries the boot counter; persist is an empty ext4 whose root belongs to the gate alone.
 """
 
 import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from spine.errors import SpineError
 from spine.image import commands
@@ -28,6 +28,8 @@ def name_id(name: str) -> str:
 
 DISK_ID = name_id("disk")
 _TYPE_ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+# A second partition that systemd-boot takes programs from, whichever of the two it was started from.
+_TYPE_XBOOTLDR = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
 _TYPE_DATA = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 
 
@@ -45,11 +47,13 @@ class Partition:
         return name_id(f"partition {self.name}")
 
 
-# The ESP holds two programs of 4 MiB and leaves room for two more while an update is tried. A slot holds a
-# release of at most 40 MB, which is the promise about size. Personas and persist are small on purpose: a
-# development disk; they are sparse until written.
+# A boot volume holds one program of 4 MiB; a release may grow to the promise about size, of which the program
+# is less than half. A slot holds a release of at most 40 MB, which is that promise. Personas and persist are
+# small on purpose: a development disk; they are sparse until written. The order is the firmware's: it tries
+# the first volume that it can read, and the other when it cannot load a boot loader from there.
 PARTITIONS = (
-    Partition("esp", 32 * MIB, _TYPE_ESP),
+    Partition("boot-a", 24 * MIB, _TYPE_ESP),
+    Partition("boot-b", 24 * MIB, _TYPE_XBOOTLDR),
     Partition("slot-a", 48 * MIB, name_id("type slot")),
     Partition("slot-b", 48 * MIB, name_id("type slot")),
     Partition("personas", 64 * MIB, name_id("type personas")),
@@ -98,41 +102,42 @@ def table() -> str:
 
 
 def entry_name(slot: str) -> str:
-    """The file name of a slot's program on the ESP, all tries left."""
+    """The file name of a slot's program on its boot volume, all tries left."""
     return f"spine-{slot}{COUNTER}.efi"
 
 
-def make_esp(directory: Path, loader: bytes, ukis: Mapping[str, bytes], epoch: int) -> Path:
-    """Make the ESP's image with systemd-boot and the programs; the path of the image."""
-    image = directory / "esp"
-    _sparse(image, partition("esp").size)
+LOADER_PATH = "EFI/BOOT/BOOTX64.EFI"
+PROGRAMS = "EFI/Linux"
+
+
+def program_path(slot: str) -> str:
+    """Where a slot's program is on its boot volume."""
+    return f"{PROGRAMS}/{entry_name(slot)}"
+
+
+def volume(slot: str, loader: bytes, uki: bytes) -> dict[str, bytes]:
+    """All files of a slot's boot volume, by their paths: everything that a firmware can start from it."""
+    return {LOADER_PATH: loader, "loader/loader.conf": LOADER_CONF, program_path(slot): uki}
+
+
+def make_boot(directory: Path, slot: str, files: Mapping[str, bytes], epoch: int) -> Path:
+    """Make the boot volume of a slot with these files; the path of the image."""
+    name = f"boot-{slot}"
+    image = directory / name
+    _sparse(image, partition(name).size)
     env = {"SOURCE_DATE_EPOCH": str(epoch), "MTOOLS_SKIP_CHECK": "1", "MTOOLSRC": os.devnull}
     # A volume id of our own: FAT's usual one is made from the time of day.
-    volume = uuid.UUID(name_id("esp volume")).hex[:8]
-    what = "the ESP cannot be made"
-    command: list[str | Path] = [
-        "mkfs.vfat",
-        "--invariant",
-        "-F",
-        "16",
-        "-n",
-        "SPINE-ESP",
-        "-i",
-        volume,
-        image,
-    ]
-    commands.run(command, env=env, what=what)
-    commands.run(["mmd", "-i", image, "::EFI", "::EFI/BOOT", "::EFI/Linux", "::loader"], env=env, what=what)
-    files = {
-        "::EFI/BOOT/BOOTX64.EFI": loader,
-        "::loader/loader.conf": LOADER_CONF,
-        **{f"::EFI/Linux/{entry_name(slot)}": data for slot, data in ukis.items()},
-    }
-    for target, data in files.items():
-        source = directory / "esp-file"
+    number = uuid.UUID(name_id(f"{name} volume")).hex[:8]
+    what = f"the boot volume {name} cannot be made"
+    command: list[str | Path] = ["mkfs.vfat", "--invariant", "-F", "16", "-n", name.upper(), "-i", number]
+    commands.run([*command, image], env=env, what=what)
+    directories = {str(above) for path in files for above in PurePosixPath(path).parents} - {"."}
+    commands.run(["mmd", "-i", image, *(f"::{path}" for path in sorted(directories))], env=env, what=what)
+    for path, data in files.items():
+        source = directory / "boot-file"
         source.write_bytes(data)
         os.utime(source, (epoch, epoch))
-        commands.run(["mcopy", "-m", "-i", image, source, target], env=env, what=what)
+        commands.run(["mcopy", "-m", "-i", image, source, f"::{path}"], env=env, what=what)
         source.unlink()
     return image
 

@@ -5,8 +5,9 @@
 Pure: bytes in, bytes out. Each part begins at a multiple of 4096. The manifest follows the tree, because the
 length of a SquashFS stands in its own superblock and the length of the tree follows from it: so it is found
 without any table, in a partition of any size. It names offset, length and SHA-256 of every part and how the
-whole ESP image comes out of them, and carries an Ed25519 signature over all of that. The same bytes go to
-slot A and slot B; each UKI differs only in which partition it trusts.
+image of each slot's boot volume comes out of them, and carries an Ed25519 signature over all of that. The
+same bytes go to slot A and slot B; each UKI differs only in which partition it trusts. So either slot has all
+that it takes to write both pairs of slot and boot volume anew.
 """
 
 import json
@@ -20,7 +21,7 @@ MAGIC = b"SPINE-SLOT-1\n\0\0\0"
 # magic, length of the JSON text, signature over magic + length + text; then the text, then zeros.
 _HEAD = struct.Struct("<16sI64s")
 _SIGNED = struct.Struct("<16sI")
-# Room for the manifest; an ESP in a few hundred runs fits.
+# Room for the manifest; two boot volumes in a few hundred runs fit.
 MANIFEST_SIZE = 4 * BLOCK
 
 
@@ -40,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Run:
-    """Bytes of the ESP image: `length` of them at `at`, found at `offset` in the part `part`."""
+    """Bytes of a boot volume: `length` of them at `at`, found at `offset` in the part `part`."""
 
     at: int
     length: int
@@ -56,12 +57,15 @@ def compose(
     root: bytes,
     tree: bytes,
     ukis: Mapping[str, bytes],
-    esp: bytes,
+    boots: Mapping[str, bytes],
     facts: Mapping[str, str],
     sign: Callable[[bytes], bytes],
 ) -> tuple[bytes, list[Part]]:
-    """The slot's bytes, without the zeros at the end, and its parts; `facts` go into the manifest as is."""
-    boot, runs = esp_runs(esp, {f"uki-{slot}": data for slot, data in ukis.items()})
+    """The slot's bytes, without the zeros at the end, and its parts; `facts` go into the manifest as is.
+
+    `boots` has the image of each slot's boot volume.
+    """
+    boot, runs = boot_runs(boots, {f"uki-{slot}": data for slot, data in ukis.items()})
     named = [("root", root), ("tree", tree), *((f"uki-{slot}", data) for slot, data in ukis.items())]
     named.append(("boot", boot))
     parts: list[Part] = []
@@ -75,12 +79,15 @@ def compose(
     text = json.dumps(
         {
             **facts,
-            "format": 1,
+            "format": 2,
             "parts": {part.name: [part.offset, part.length, part.sha256] for part in parts},
-            "esp": {
-                "length": len(esp),
-                "sha256": sha256(esp).hexdigest(),
-                "runs": [[run.at, run.length, run.part, run.offset] for run in runs],
+            "boot": {
+                slot: {
+                    "length": len(image),
+                    "sha256": sha256(image).hexdigest(),
+                    "runs": [[run.at, run.length, run.part, run.offset] for run in runs[slot]],
+                }
+                for slot, image in boots.items()
             },
         },
         sort_keys=True,
@@ -93,43 +100,62 @@ def compose(
     return bytes(out), parts
 
 
-def esp_runs(esp: bytes, programs: Mapping[str, bytes]) -> tuple[bytes, list[Run]]:
-    """How an ESP image comes out of the programs it carries and of `boot`, the rest that is not zero."""
-    runs: list[Run] = []
-    covered: list[tuple[int, int]] = []
-    for name, data in programs.items():
-        at = esp.find(data)
-        if at >= 0 and at % 512 == 0:
-            runs.append(Run(at, len(data), name, 0))
-            covered.append((at, at + len(data)))
+def boot_runs(
+    images: Mapping[str, bytes], programs: Mapping[str, bytes]
+) -> tuple[bytes, dict[str, list[Run]]]:
+    """How boot volumes come out of the programs they carry and of `boot`, the rest that is not zero.
+
+    Each block of the rest is in `boot` once: what the volumes have in common, the boot loader above all, and
+    the two copies of a FAT.
+    """
     boot = bytearray()
-    start: int | None = None
-    for at in range(0, len(esp) + BLOCK, BLOCK):
-        piece = esp[at : at + BLOCK]
-        inside = any(low <= at and at + BLOCK <= high for low, high in covered)
-        literal = bool(piece) and not inside and any(piece)
-        if literal and start is None:
-            start = at
-        if not literal and start is not None:
-            end = min(at, len(esp))
-            runs.append(Run(start, end - start, "boot", len(boot)))
-            boot += esp[start:end]
-            start = None
-    return bytes(boot), sorted(runs, key=lambda run: run.at)
+    known: dict[bytes, int] = {}
+    found: dict[str, list[Run]] = {}
+    for slot, image in images.items():
+        runs: list[Run] = []
+        covered: list[tuple[int, int]] = []
+        for name, data in programs.items():
+            at = image.find(data)
+            if at >= 0 and at % 512 == 0:
+                runs.append(Run(at, len(data), name, 0))
+                covered.append((at, at + len(data)))
+        last: Run | None = None
+        for at in range(0, len(image), BLOCK):
+            piece = image[at : at + BLOCK]
+            if not any(piece) or any(low <= at and at + BLOCK <= high for low, high in covered):
+                continue
+            # What goes on where the run before it ends needs no run of its own.
+            joins = last is not None and last.at + last.length == at
+            after = last.offset + last.length if joins and last is not None else -1
+            if after >= 0 and boot[after : after + len(piece)] == piece:
+                offset = after
+            elif piece in known:
+                offset = known[piece]
+            else:
+                offset = known[piece] = len(boot)
+                boot += piece
+            if last is not None and offset == after:
+                last = runs[-1] = Run(last.at, last.length + len(piece), "boot", last.offset)
+            else:
+                last = Run(at, len(piece), "boot", offset)
+                runs.append(last)
+        found[slot] = sorted(runs, key=lambda run: run.at)
+    return bytes(boot), found
 
 
-def esp_image(slot: bytes, manifest: Mapping[str, object], parts: Sequence[Part]) -> bytes:
-    """The ESP image again, from a slot and its manifest; SlotError when it does not come out the same."""
+def boot_image(slot: bytes, manifest: Mapping[str, object], parts: Sequence[Part], letter: str) -> bytes:
+    """The boot volume of that letter again, from a slot; SlotError when it does not come out the same."""
     where = {part.name: part for part in parts}
-    esp = manifest["esp"]
-    if not isinstance(esp, dict):
-        raise SlotError("the manifest does not describe the ESP")
-    out = bytearray(esp["length"])
-    for at, length, name, offset in esp["runs"]:
+    boots = manifest["boot"]
+    if not isinstance(boots, dict) or letter not in boots:
+        raise SlotError(f"the manifest does not describe the boot volume {letter}")
+    boot = boots[letter]
+    out = bytearray(boot["length"])
+    for at, length, name, offset in boot["runs"]:
         start = where[name].offset + offset
         out[at : at + length] = slot[start : start + length]
-    if sha256(out).hexdigest() != esp["sha256"]:
-        raise SlotError("the ESP image is not the one that was signed")
+    if sha256(out).hexdigest() != boot["sha256"]:
+        raise SlotError(f"the boot volume {letter} is not the one that was signed")
     return bytes(out)
 
 

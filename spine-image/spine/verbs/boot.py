@@ -181,10 +181,10 @@ def _container(args: argparse.Namespace, where: Path, progress: Progress) -> Con
     _build(progress, root_only=True)
     container = Container(where)
     try:
-        root, persist, esp = container.provision(paths.out(), fresh=args.fresh)
-        slots = container.slots(paths.out())
+        root, persist = container.provision(paths.out(), fresh=args.fresh)
+        pairs = container.pairs(paths.out(), fresh=args.fresh)
         with progress.stage("booting the container"):
-            container.start(root, persist, esp, slots=slots)
+            container.start(root, persist, pairs=pairs)
             container.wait_ready(on_stage=_Shown(progress))
     except BaseException:
         container.kill()

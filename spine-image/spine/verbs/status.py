@@ -19,7 +19,7 @@ from spine.ground.port import PortFailure
 if TYPE_CHECKING:
     from spine.ground.port import Port
 
-# What `--json` says of each slot and of the ESP.
+# What `--json` says of each slot and boot volume.
 CHECKED = ("name", "verdict", "detail", "differs", "how")
 # What Secure Boot being on or not means, where there is a firmware.
 SECURE_BOOT = {
@@ -241,7 +241,7 @@ def _object(item: object) -> dict[str, object]:
 
 
 def _rows(items: object) -> list[dict[str, object]]:
-    """What integrity says of each slot and the ESP, in its order."""
+    """What integrity says of each slot and boot volume, in its order."""
     return [{key: _object(item)[key] for key in CHECKED} for item in _list(items)]
 
 
