@@ -55,7 +55,7 @@ class Releases:
         loader = b"MZ" + bytes(range(256)) * 300
         boots = {}
         for name, uki in ukis.items():
-            files = disk.volume(name, loader, uki, b"MZ-rescue")
+            files = disk.volume(name, b"MZ-first", loader, uki, b"MZ-rescue")
             boots[name] = disk.make_boot(self._place, name, files, EPOCH).read_bytes()
         facts = {"version": version, "image": image}
         sign = (key or keys.release_key()).sign

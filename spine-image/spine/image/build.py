@@ -12,14 +12,28 @@ import json
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine import paths
 from spine.errors import Exit, SpineError
-from spine.image import authenticode, commands, disk, inputs, kernel, keys, rescue, root, slot, uki, verity
+from spine.image import (
+    authenticode,
+    commands,
+    disk,
+    inputs,
+    kernel,
+    keys,
+    licences,
+    rescue,
+    root,
+    sbom,
+    slot,
+    uki,
+    verity,
+)
 from spine.image.cache import Cache, digest, file_digest
 from spine.image.sources import Sources
 from spine.progress import Progress
@@ -28,9 +42,11 @@ SLOTS = ("a", "b")
 # What kernel and root together may not exceed, per profile (bytes).
 BUDGETS = {"qemu": 20_000_000, "pc": 40_000_000}
 # What `build` leaves in out/, besides the report.
-IMAGE_FILES = ("spine.img", "spine.efi", "root.squashfs", "kernel.config")
+IMAGE_FILES = ("spine.img", "spine.efi", "root.squashfs", "kernel.config", sbom.FILE)
 # What was left in out/ and from which inputs, so that a build with nothing to do touches nothing.
 STAMP = ".build.json"
+# What the packages of the root say of their licences, kept beside it.
+LICENCES = "licences.json"
 LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 STUB = "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 
@@ -54,6 +70,10 @@ class _Plan:
         """A program as it goes into a boot volume: every one goes through here, so none is unsigned."""
         # INV-SECURE-1
         return authenticode.sign(program, self.boot_key.secret, self.boot_key.certificate)
+
+    def own(self) -> list[str]:
+        """Our own files that go into the root, or that it is made by."""
+        return [*self.sources.files("organs", "bus", "schemas"), *root.STANDINS]
 
     def recipe(self) -> str:
         """The hash of the code that makes everything but the kernel."""
@@ -133,11 +153,10 @@ def _root(plan: _Plan) -> tuple[Path, str]:
         *(package.sha256 for package in packages),
         *(wheel.sha256 for wheel in locked.wheels),
     )
-    own = [*plan.sources.files("organs", "bus", "schemas"), *root.STANDINS]
     root_key = digest(
         "root",
         base_key,
-        plan.sources.digest(*own),
+        plan.sources.digest(*plan.own()),
         json.dumps(plan.facts.release()),
         plan.facts.public_key,
         plan.facts.persona_key,
@@ -152,6 +171,11 @@ def _root(plan: _Plan) -> tuple[Path, str]:
             python_lock = plan.sources.read(inputs.PYTHON_LOCK).decode()
             wheels = dict(zip(locked.wheels, inputs.fetch_wheels(cache, locked, python_lock), strict=True))
             root.make_base(directory, debs, wheels)
+            said = {
+                f"deb:{package.name}": licences.of_deb(package.name, deb) for package, deb in debs.items()
+            }
+            said |= {f"wheel:{wheel.name}": licences.of_wheel(path) for wheel, path in wheels.items()}
+            (directory / LICENCES).write_text(json.dumps({name: asdict(one) for name, one in said.items()}))
 
     def make_root(directory: Path) -> None:
         base = cache.entry("base", base_key, make_base)
@@ -159,6 +183,7 @@ def _root(plan: _Plan) -> tuple[Path, str]:
             compiled = directory / "compiled"
             compiled.mkdir()
             _compile_schemas(plan.sources, directory / "schemas", compiled)
+            shutil.copyfile(base / LICENCES, directory / LICENCES)
             root.make_root(directory, base, plan.sources, compiled, plan.facts, locked.epoch)
 
     return cache.entry("root", root_key, make_root), root_key
@@ -229,8 +254,23 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
         # With equal versions systemd-boot starts the last slot first.
         (directory / "spine.efi").write_bytes(ukis[SLOTS[-1]])
         shutil.copyfile(made_kernel / "config", directory / "kernel.config")
+        (directory / sbom.FILE).write_bytes(_sbom(plan, made_root, directory))
         report = _report(plan, directory, about, bzimage, ukis, parts, len(slot_bytes))
         (directory / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+
+def _sbom(plan: _Plan, made_root: Path, directory: Path) -> bytes:
+    said = {
+        str(name): licences.Licence(str(row["declared"]), tuple(row["names"]))
+        for name, row in json.loads((made_root / LICENCES).read_bytes()).items()
+    }
+    [boot] = plan.locked.of("boot")
+    said[f"deb:{boot.name}"] = licences.of_deb(boot.name, inputs.fetch_package(plan.cache, boot))
+    overlay = kernel.OVERLAYS[plan.profile]
+    fragments = [kernel.FRAGMENT, overlay] if overlay else [kernel.FRAGMENT]
+    paths_ = [*plan.own(), *fragments, *rescue.FILES, inputs.LOCK, inputs.PYTHON_LOCK]
+    own = [(path, plan.sources.read(path)) for path in paths_]
+    return sbom.document(plan.facts.release(), plan.locked, said, own, file_digest(directory / "spine.img"))
 
 
 def _check_budget(profile: str, total: int) -> None:
