@@ -19,8 +19,8 @@
  */
 
 #ifndef FIRST
-/* INV-RESCUE-1. How the boot loader sorts it: behind every pair that has a try left, whatever its version, and before all
- * that have none. It has no counter in its name: a rescue that could be used up would be none. */
+/* INV-RESCUE-1. How the boot loader sorts it: behind every pair that has a try left, whatever its version, and
+ * before all that have none. It has no counter in its name: a rescue that could be used up would be none. */
 #define RELEASE "ID=alpine-spine-rescue\nVERSION_ID=0\nPRETTY_NAME=\"Alpine-Spine rescue\"\n"
 __attribute__((section(".osrel"), used)) static const char release[sizeof RELEASE - 1] = RELEASE;
 #endif
@@ -39,7 +39,7 @@ typedef void *handle;
 
 /* What we look at: no disk of ours comes near. A name is as long as FORM, with its end. */
 enum { VOLUMES_MAX = 64, ENTRIES_MAX = 256, PATH_BYTES_MAX = 1024, PROGRAM_BYTES_MAX = 256 << 20 };
-enum { BLOCK = 1 << 20, NAME = 16 };
+enum { BLOCK = 1 << 20, NAME = 16, DIRECTORY = 0x10 };
 /* The longest of our own folders and file names, with some room. */
 enum { FOLDER = 16, FILE = 24 };
 #define FORM "spine-?+0-0.efi"
@@ -272,7 +272,7 @@ static void look_at_volume(handle volume)
 				break;
 			which = pair_of(entry.name, &left);
 			/* Of two names the one with more tries left: a rename that was cut short leaves both. */
-			if (which < 0 || (pairs[which].volume && pairs[which].left >= left))
+			if (which < 0 || entry.attributes & DIRECTORY || (pairs[which].volume && pairs[which].left >= left))
 				continue;
 			pairs[which] = (struct pair){ .volume = volume, .left = left, .bytes = entry.file_bytes };
 			for (int at = 0; at < NAME; at++)
