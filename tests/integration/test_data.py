@@ -25,7 +25,7 @@ from organs import layout
 from organs.gate.store import file_name
 from spine import paths
 from spine.errors import SpineError
-from spine.ground import calls, gpt, state
+from spine.ground import accel, calls, gpt, state
 from spine.ground.container import Container
 from spine.ground.port import PortFailure
 from spine.ground.qemu import Machine
@@ -33,7 +33,7 @@ from spine.image.build import build
 from spine.progress import Progress
 from tests.integration.boots import Boot
 from tests.integration.live import Live, spine, within
-from tests.integration.test_machine import PowerOn, copy_of, counters
+from tests.integration.test_machine import copy_of, counters
 
 SUPERBLOCK, SUPERBLOCK_BYTES = 1024, 1024
 INODE_BYTES, ROOT_INODE, JOURNAL_INODE = 256, 2, 8
@@ -438,7 +438,7 @@ def test_a_person_is_told_and_gets_out(out: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.machine
 @pytest.mark.proves("INV-STATE-3")
 def test_a_machine_whose_data_are_gone_is_healthy_and_keeps_its_tries(
-    report: Mapping[str, object], tmp_path: Path, power_on: PowerOn
+    report: Mapping[str, object], tmp_path: Path
 ) -> None:
     assert report["version"]
     disk = copy_of(paths.out() / "spine.img", tmp_path)
@@ -446,11 +446,17 @@ def test_a_machine_whose_data_are_gone_is_healthy_and_keeps_its_tries(
     with open(disk, "r+b") as file:
         file.seek(persist.start)
         file.write(bytes(persist.size))
-    live = power_on(Boot.DATA, disk)
-    assert isinstance(live.ground, Machine)
-    slot = str(live.boot_facts()["slot"])
-    wait_healthy(live)
-    within("the counter is armed again", lambda: counters(disk)[slot] == (3, 0))
-    assert "unable to mount ext4 at /persist: Invalid argument" in closed(live)
-    assert use(live) == {Code.CORRUPT}
-    nothing_counts_against_the_slot(live)
+    machine = Machine(tmp_path / Boot.DATA.name.lower())
+    how, _ = accel.choose("auto")
+    try:
+        machine.start(disk, accel=how)
+        machine.wait_ready()
+        live = Live("machine", machine)
+        slot = str(live.boot_facts()["slot"])
+        wait_healthy(live)
+        within("the counter is armed again", lambda: counters(disk)[slot] == (3, 0))
+        assert "unable to mount ext4 at /persist: Invalid argument" in closed(live)
+        assert use(live) == {Code.CORRUPT}
+        nothing_counts_against_the_slot(live)
+    finally:
+        machine.kill()
