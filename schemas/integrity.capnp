@@ -112,4 +112,9 @@ interface Integrity @0x8f47a3d2c91be056 {
   remove @7 (name :Text) -> ()
     $callers(["operator"]) $deadlineMs(5000);
   # Take a persona off the partition. What its version was stays known, so that no earlier one can come back.
+
+  verify @12 (name :Text) -> (version :UInt32, bytes :UInt64)
+    $callers(["operator"]) $deadlineMs(120000) $idempotent;
+  # Read an installed persona from its first byte to its last. CORRUPT when it is not what was installed, NOT_FOUND when
+  # it is not there; otherwise its version, and how many bytes were read.
 }
