@@ -35,6 +35,7 @@ class Boot(Enum):
     BUILDER = "checked devices of the builder, and a network card that is parked, a wrong clock"
     OFFENDER = "an organ that takes memory without end, until its memory.max ends it"
     ENDLESS = "a caller whose message never ends, until its callee's memory.max ends the callee"
+    UPDATE = "an update that becomes what runs, and one that does not start: the machine starts itself anew"
     DEMO = "the demo: put"
     DEMO_AFTER_CUT = "the demo: get, and all that follows"
     DEMO_FLIPPED = "the demo: a flipped byte"

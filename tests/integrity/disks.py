@@ -44,7 +44,8 @@ def made(version: str = "1") -> tuple[bytes, dict[str, bytes], tuple[slot.Part, 
         for letter, uki in ukis.items():
             volume = disk.volume(letter, LOADER, uki, RESCUE)
             boots[letter] = disk.make_boot(Path(name), letter, volume, EPOCH).read_bytes()
-    data, parts = slot.compose(root(), b"T" * 4096, ukis, boots, {"version": version}, KEY.sign)
+    facts = {"version": version, "image": "production"}
+    data, parts = slot.compose(root(), b"T" * 4096, ukis, boots, facts, KEY.sign)
     return data + bytes(SIZE - len(data)), boots, tuple(parts)
 
 
