@@ -21,7 +21,7 @@ pytestmark = pytest.mark.machine
 
 # Three tries that panic and one that does not, emulated, beside other work.
 BOOTS_S = 900.0
-# 34 sectors at the start, 33 at the end.
+# The second copy; of the first one all but the last sector.
 TABLE_BYTES = 33 * 512
 # Places in the two headers: the first is in sector 1, the other in the last sector.
 PRIMARY, BACKUP = 512 + 40, 512 - 40
@@ -107,7 +107,7 @@ def test_a_slot_that_cannot_start_is_written_anew_by_the_other(
 ) -> None:
     disk = tmp_path / "disk.img"
     sparse_copy(image, disk)
-    # Every boot reads the first block. The firmware looks after the partition tables: the first is its matter.
+    # Every boot reads the first block. The partition table is the firmware's to put right.
     flip(disk, gpt.read(disk)["slot-b"].start + 96)
     flip(disk, PRIMARY)
     live = power_on(Boot.REPAIR, disk)
