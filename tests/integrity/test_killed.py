@@ -1,4 +1,4 @@
-"""A repair that is killed at any moment, again and again: the next one ends it, and no half of a pair starts."""
+"""A repair that is killed at any moment: the next one ends it, and no half of a pair starts."""
 
 from __future__ import annotations
 
