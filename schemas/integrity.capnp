@@ -135,4 +135,9 @@ interface Integrity @0x8f47a3d2c91be056 {
   abandonUpdate @11 (ticket :UInt64) -> ()
     $callers(["operator"]) $deadlineMs(5000);
   # End an update that was begun. One of which nothing is heard for some minutes ends by itself.
+
+  verify @12 (name :Text) -> (version :UInt32, bytes :UInt64)
+    $callers(["operator"]) $deadlineMs(120000) $idempotent;
+  # Read an installed persona from its first byte to its last. CORRUPT when it is not what was installed, NOT_FOUND when
+  # it is not there; otherwise its version, and how many bytes were read.
 }

@@ -23,9 +23,13 @@ from spine.ground.port import PortFailure
 from spine.image import disk, keys, slot, update
 from spine.image.build import build
 from spine.progress import Progress
+from spine.room import program
+from spine.room.lease import Lease
 from spine.verbs import update as verb
+from spine.verbs.persona import send as install_persona
 from tests.integration.boots import Boot
 from tests.integration.live import Live, spine, within
+from tests.rooms.house import Source
 
 PAIRS = ("slot-a", "slot-b", "boot-a", "boot-b")
 EPOCH = 1_700_000_000
@@ -181,6 +185,53 @@ def test_an_update_is_written_as_it_was_made(ground: Container, releases: Releas
         assert there == volume + bytes(len(there) - len(volume))
     # What is there now is what the next one must be newer than.
     assert refusal(live, data, block(data)) == (Code.REFUSED, "downgrade")
+    assert ground.stop()
+
+
+def in_room(live: Live, name: str, script: str, given: Path) -> tuple[str, str]:
+    """How a script in a room ended, and what it printed."""
+    live.call("freezer.focus", persona=name)
+    said = bytearray()
+    with Lease(live.ground) as lease, given.open("rb") as source:
+        ended = program.run(lease, name, ["sh", "-c", script], source.fileno(), said.extend, said.extend)
+    return ended, said.decode()
+
+
+@pytest.mark.container
+@pytest.mark.proves("INV-UPDATE-6")
+def test_a_persona_with_the_grant_brings_one(ground: Container, releases: Releases, tmp_path: Path) -> None:
+    """As in production, where there is no operator: out of a room, with the client that is in it."""
+    live = booted(ground, releases)
+    file = tmp_path / "new.update"
+    file.write_bytes(update.pack(releases.slot(NEWER), _ours))
+    source = Source.of("linda", tmp_path)
+    limits = {"memoryBytes": 128 << 20, "pids": 64, "writableBytes": 64 << 20}
+    with live.port() as port:
+        for name, grants in (("bearer", ["update"]), ("other", ["focus"])):
+            words = {"name": name, "grants": grants, "limits": limits, "autostart": False}
+            install_persona(port, source.sealed(keys.persona_key(), **words), name)
+            port.call("freezer.start", {"persona": name})
+    before = hashes(ground)
+    bring = "cat > /tmp/new.update && umbilical update /tmp/new.update"
+    assert in_room(live, "other", bring, file) == (
+        "exit 5",
+        "umbilical: update: refused: this persona has not the grant update\n",
+    )
+    assert hashes(ground) == before
+    assert in_room(live, "bearer", bring, file) == (
+        "exit 0",
+        f"slot b has {NEWER} now; it runs after the next start\n",
+    )
+    within("blessed", lambda: live.call("integrity.slots")["blessed"])
+    assert (ground.directory / "slot-b.img").read_bytes().startswith(releases.slot(NEWER))
+    again, words_ = in_room(live, "bearer", bring, file)
+    assert (again, words_.split(": ")[:4]) == ("exit 5", ["umbilical", "update", "refused", "downgrade"])
+    # With a restart: what it asks for is what integrity asks bay0 for.
+    file.write_bytes(update.pack(releases.slot(BAD), _ours))
+    mark = ground.console.mark()
+    ended, _said = in_room(live, "bearer", f"{bring} reboot", file)
+    assert ended == "exit 0"
+    ground.wait_ready(since=mark)
     assert ground.stop()
 
 
