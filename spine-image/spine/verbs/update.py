@@ -43,6 +43,8 @@ HELP = "make a new version of the system, and bring it to a running one"
 CHUNK_BYTES = 512 * 1024
 # What the spine takes as a version (organs/integrity/update.py).
 VERSION = re.compile(r"(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){0,3}")
+# Where a start begins on a machine's console (spine/ground/stages.py).
+FIRMWARE = re.compile(rb"BdsDxe|UEFI|EDK II|TianoCore")
 # Three boots that fail and the old version's, emulated and under load, each with bay0's own patience in it.
 BACK_S = 1800.0
 # Until a spine that has just started is confirmed healthy and has read its slots, emulated and under load.
@@ -314,7 +316,9 @@ def _wait_healthy(ground: "Machine | Container", mark: int, progress: Progress) 
 def failures(console: bytes) -> tuple[int, str]:
     """How many starts a console shows before the last one, and the last panic in it."""
     stages = Stages()
-    stages.feed(console)
+    # What was said on the way down is no start.
+    down = FIRMWARE.search(console)
+    stages.feed(console[down.start() :] if down else b"")
     panics = re.findall(rb"spine: panic: ([^\r\n]*)", console)
     words = panics[-1].decode(errors="replace") if panics else stages.panic
     return stages.restarts, words
