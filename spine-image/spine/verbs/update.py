@@ -110,7 +110,7 @@ def _make(args: argparse.Namespace) -> Answer:
         **_document(found),
         "path": str(file),
         "bytes": len(data),
-        "text": f"{_shown(found)}\n{file}\n",
+        "text": f"{_shown(found)}{file}\n",
     }
 
 
@@ -198,7 +198,7 @@ def _refused(what: str, kind: str, why: str) -> SpineError:
 
 def _apply(args: argparse.Namespace) -> Answer:
     ground = attach(args.ground)
-    if args.reboot and ground.console.before == ():
+    if args.reboot and not ground.console.before:
         raise SpineError(
             "a container starts no slot",
             "it has no boot loader, so what is written to a slot does not run there",
@@ -212,7 +212,9 @@ def _apply(args: argparse.Namespace) -> Answer:
     answer: Answer = {**_document(found), "slot": written["slot"], "rebooted": False}
     there = f"slot {written['slot']} has {written['version']} now"
     if not args.reboot:
-        return {**answer, "text": f"{there}; it runs after the next start   (./spine reboot)\n"}
+        # A container starts no slot.
+        then = "; it runs after the next start   (./spine reboot)" if ground.console.before else ""
+        return {**answer, "text": f"{there}{then}\n"}
     progress.say(there)
     came = _reboot(ground, found.version, progress)
     return {
