@@ -45,8 +45,8 @@ def test_a_wrong_option_is_three_lines_or_an_object(name: str, capsys: pytest.Ca
 
 
 def test_what_only_a_machine_has_is_refused_for_a_container(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--log-writes", "--no-restart"):
-        assert cli.main(["boot", "--container", option]) == Exit.USAGE
+    for option in (["--log-writes"], ["--no-restart"], ["--profile", "pc"]):
+        assert cli.main(["boot", "--container", *option]) == Exit.USAGE
         assert "are for the machine" in capsys.readouterr().err
 
 

@@ -52,6 +52,29 @@ def test_the_guest_has_one_card_one_disk_and_no_way_out() -> None:
     assert after(words, "-display") == ["none"]
 
 
+@pytest.mark.parametrize(
+    ("hardware", "disk"),
+    [
+        (qemu.Hardware.NVME, "nvme,drive=disk,serial=spine,bootindex=0"),
+        (qemu.Hardware.AHCI, "ide-hd,drive=disk,bus=ide.0,bootindex=0"),
+        (qemu.Hardware.USB, "usb-storage,bus=usb.0,drive=disk,bootindex=0"),
+    ],
+)
+def test_a_pc_has_no_device_of_virtual_machines(hardware: qemu.Hardware, disk: str) -> None:
+    words = qemu.arguments(plan(hardware=hardware, port=False))
+    devices = after(words, "-device")
+    assert disk in devices
+    assert not [word for word in devices if "virt" in word or "i6300esb" in word]
+    assert {"VGA", "qemu-xhci,id=usb", "usb-kbd,bus=usb.0"} <= set(devices)
+    assert [word for word in devices if word.startswith("e1000e,netdev=card")]
+    ported = after(qemu.arguments(plan(hardware=hardware)), "-device")
+    assert [word for word in ported if "virt" in word] == [
+        "virtio-serial-pci",
+        "virtserialport,chardev=port,name=spine.operator",
+        "virtserialport,chardev=tap,name=spine.tap",
+    ]
+
+
 def test_paths_survive_qemus_commas() -> None:
     words = qemu.arguments(plan())
     nodes = [json.loads(text) for text in after(words, "-blockdev")]

@@ -4,7 +4,8 @@
 the state directory, tests have their own elsewhere, side by side. Touches that directory, a socket directory
 and the processes it starts. The guest has one network card, behind which QEMU plays a small network with a
 DHCP server; nothing leads from there to the host or further, unless it was asked for. Else QEMU offers it
-nothing of the host but the disk, the port and random bytes. Every wait has a deadline; what fails says how
+nothing of the host but the disk, the port and random bytes. Its devices are the ones that virtual machines
+have, or those of a PC (`Hardware`). Every wait has a deadline; what fails says how
 far the boot came and shows the last lines.
 """
 
@@ -16,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from spine import paths
@@ -55,6 +57,17 @@ SECURE_FIRMWARE = (
 
 # Of QEMU's own range, and the same each time, so that a test knows the card.
 CARD_MAC = "52:54:00:12:34:56"
+
+
+class Hardware(Enum):
+    """What the guest finds. The names of real ones say where its disk is; the rest is then a PC's as well."""
+
+    VIRTIO = "virtio"
+    NVME = "nvme"
+    AHCI = "ahci"
+    USB = "usb"
+
+
 Blockdev = Mapping[str, object]
 
 
@@ -72,6 +85,9 @@ class Plan:
     cpu: str = acceleration.CPUS[0]
     memory_mib: int = MEMORY_MIB
     cpus: int = CPUS
+    hardware: Hardware = Hardware.VIRTIO
+    # The operator's port is a device of virtual machines, and the only one of them that a PC here may have.
+    port: bool = True
     no_reboot: bool = False
     display: bool = False
     # Whether the firmware may keep secrets from the system, as one with Secure Boot must.
@@ -89,7 +105,9 @@ class Plan:
 def arguments(plan: Plan) -> list[str]:
     """QEMU's command line. Pure."""
     words = [acceleration.QEMU, "-name", "alpine-spine", "-nodefaults", "-no-user-config"]
-    words += ["-machine", f"q35,smm={'on' if plan.secure else 'off'},pflash0=code,pflash1=variables"]
+    # A PC's keyboard hangs on USB; the old controller would take its keys.
+    keys = "" if plan.hardware is Hardware.VIRTIO else ",i8042=off"
+    words += ["-machine", f"q35,smm={'on' if plan.secure else 'off'}{keys},pflash0=code,pflash1=variables"]
     if plan.secure:
         # Only SMM writes the variables; and none of it is left open while the machine sleeps.
         words += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
@@ -103,28 +121,56 @@ def arguments(plan: Plan) -> list[str]:
     ]
     for node in nodes:
         words += ["-blockdev", json.dumps(node)]
-    # A full host disk is an I/O error that the guest can meet; by itself QEMU would pause without a word.
-    words += ["-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=0,werror=report,rerror=report"]
-    words += ["-device", "virtio-gpu-pci", "-display", "gtk" if plan.display else "none"]
-    words += _socket_chardev("port", plan.sockets / "port.sock")
-    words += _socket_chardev("tap", plan.sockets / "tap.sock")
-    words += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=spine.operator"]
-    words += ["-device", "virtserialport,chardev=tap,name=spine.tap"]
+    words += _virtual(plan) if plan.hardware is Hardware.VIRTIO else _real(plan)
+    words += ["-display", "gtk" if plan.display else "none"]
+    if plan.port:
+        words += _socket_chardev("port", plan.sockets / "port.sock")
+        words += _socket_chardev("tap", plan.sockets / "tap.sock")
+        words += [
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            "virtserialport,chardev=port,name=spine.operator",
+        ]
+        words += ["-device", "virtserialport,chardev=tap,name=spine.tap"]
     words += _socket_chardev("qmp", plan.sockets / "qmp.sock")
     words += ["-mon", "chardev=qmp,mode=control"]
     words += ["-chardev", f"file,id=serial,path={_comma(plan.serial)}", "-serial", "chardev:serial"]
-    words += ["-device", "i6300esb", "-action", "watchdog=reset"]
-    words += ["-object", "rng-random,id=random,filename=/dev/urandom"]
-    words += ["-device", "virtio-rng-pci,rng=random"]
+    words += ["-action", "watchdog=reset"]
     words += ["-netdev", _network(plan)]
-    # Without a ROM: nothing is to be booted from the network.
-    words += ["-device", f"virtio-net-pci,netdev=card,mac={CARD_MAC},romfile="]
     words += ["-pidfile", str(plan.pidfile)]
-    if plan.display:
-        words += ["-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci"]
     if plan.no_reboot:
         words += ["-action", "reboot=shutdown"]
     return [*words, *plan.extra]
+
+
+def _virtual(plan: Plan) -> list[str]:
+    """The devices of a virtual machine."""
+    # A full host disk is an I/O error that the guest can meet; by itself QEMU would pause without a word.
+    words = ["-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=0,werror=report,rerror=report"]
+    words += ["-device", "virtio-gpu-pci", "-device", "i6300esb"]
+    words += ["-object", "rng-random,id=random,filename=/dev/urandom"]
+    words += ["-device", "virtio-rng-pci,rng=random"]
+    # Without a ROM: nothing is to be booted from the network.
+    words += ["-device", f"virtio-net-pci,netdev=card,mac={CARD_MAC},romfile="]
+    if plan.display:
+        words += ["-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci"]
+    return words
+
+
+def _real(plan: Plan) -> list[str]:
+    """The devices of a PC: a disk, a keyboard, a card, the firmware's picture, Intel's watchdog."""
+    words = ["-device", "VGA", "-device", "qemu-xhci,id=usb", "-device", "usb-kbd,bus=usb.0"]
+    if plan.hardware is Hardware.NVME:
+        words += ["-device", f"nvme,drive={DISK_NODE},serial=spine,bootindex=0"]
+    elif plan.hardware is Hardware.AHCI:
+        # The board has a controller of its own.
+        words += ["-device", f"ide-hd,drive={DISK_NODE},bus=ide.0,bootindex=0"]
+    else:
+        words += ["-device", f"usb-storage,bus=usb.0,drive={DISK_NODE},bootindex=0"]
+    words += ["-device", f"e1000e,netdev=card,mac={CARD_MAC},romfile="]
+    # The board's watchdog may restart it: a strap that boards set and QEMU does not.
+    return [*words, "-global", "ICH9-LPC.noreboot=false"]
 
 
 class Machine:
@@ -180,6 +226,8 @@ class Machine:
         accel: str = "tcg",
         variables: Path | None = None,
         blockdevs: Sequence[Blockdev] = (),
+        hardware: Hardware = Hardware.VIRTIO,
+        port: bool = True,
         logged: bool = False,
         no_reboot: bool = False,
         display: bool = False,
@@ -193,6 +241,7 @@ class Machine:
 
         `disk` is written to. `variables` are the firmware's (a new copy of its own when not given).
         `blockdevs` replace the plain disk: nodes in the order of their making, the guest's named `DISK_NODE`.
+        `hardware` is what the guest finds; `port=False` leaves out the operator's.
         `logged` logs what is written to the disk, for `power_cut`, in place of `blockdevs`. `no_reboot` makes
         a reset end QEMU. `forward` leads ports of the host's loopback to the guest's, `outside` lets the
         guest out. `enroll` are the keys of a firmware with Secure Boot (none: one without). SpineError: QEMU
@@ -224,6 +273,8 @@ class Machine:
             accel=accel,
             cpu=acceleration.kvm().cpu if accel == "kvm" else acceleration.CPUS[0],
             memory_mib=memory_mib,
+            hardware=hardware,
+            port=port,
             no_reboot=no_reboot,
             display=display,
             secure=bool(enroll),

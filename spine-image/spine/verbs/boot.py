@@ -21,8 +21,9 @@ from spine.ground import accel, disk, state
 from spine.ground.console import LOOK_S, BootError, Silent
 from spine.ground.container import Container
 from spine.ground.port import PortFailure
-from spine.ground.qemu import SILENT_S, Machine
+from spine.ground.qemu import SILENT_S, Hardware, Machine
 from spine.ground.stages import Stage
+from spine.image import kernel
 from spine.progress import Progress
 from spine.room import console
 from spine.room.lease import Lease
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="how QEMU runs the guest"
+    )
+    parser.add_argument(
+        "--profile",
+        choices=kernel.PROFILES,
+        default="qemu",
+        help="pc: the image for real machines, in QEMU with their devices",
     )
     parser.add_argument("--fresh", action="store_true", help="start with an empty disk: forget all state")
     parser.add_argument(
@@ -103,10 +110,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.container and (args.log_writes or args.no_restart or args.secure_boot):
+    if args.container and (args.log_writes or args.no_restart or args.secure_boot or args.profile != "qemu"):
         raise SpineError(
-            "--log-writes, --no-restart and --secure-boot are for the machine",
-            "a container has no firmware and does not reset itself, and ./spine powercut needs no log there",
+            "--log-writes, --no-restart, --secure-boot and --profile are for the machine",
+            "a container has the host's kernel, no firmware, does not reset itself; powercut needs no log there",
             "./spine boot --container",
             Exit.USAGE,
         )
@@ -121,12 +128,13 @@ def _say_who(running: Machine | Container, progress: Progress) -> None:
 
 def _machine(args: argparse.Namespace, where: Path, progress: Progress) -> Machine:
     how, why_not = accel.choose(args.accel)
-    _build(progress, root_only=False)
+    _build(progress, root_only=False, profile=args.profile)
     paths.private(where)
     disk_path = where / "disk.img"
     with progress.stage("disk"):
         kept = (disk.PERSONAS,) if args.fresh_data else disk.KEPT
-        done = disk.prepare(paths.out() / "spine.img", disk_path, fresh=args.fresh, kept=kept)
+        image = paths.out(args.profile) / "spine.img"
+        done = disk.prepare(image, disk_path, fresh=args.fresh, kept=kept)
         renewed = f"system renewed, {' and '.join(kept)} kept"
         progress.done({"refreshed": renewed, "new": "new, empty", "kept": "as it was"}[done])
     if why_not:
@@ -161,6 +169,7 @@ def _power_on(
         machine.start(
             disk_path,
             accel=how,
+            hardware=Hardware.NVME if args.profile == "pc" else Hardware.VIRTIO,
             display=args.display,
             logged=args.log_writes,
             no_reboot=args.no_restart,
@@ -210,15 +219,15 @@ class _Shown:
         self._progress.say(f"  {elapsed:6.1f} s  {name}")
 
 
-def _build(progress: Progress, *, root_only: bool) -> None:
+def _build(progress: Progress, *, root_only: bool, profile: str = "qemu") -> None:
     from spine.image.build import build
 
-    build(paths.out(), root_only=root_only, progress=progress)
+    build(paths.out(profile), root_only=root_only, profile=profile, progress=progress)
 
 
 def _refuse_changes(args: argparse.Namespace, pid: int, kind: str) -> None:
     started = (args.fresh, args.fresh_data, args.display, args.log_writes, args.no_restart, args.secure_boot)
-    if any(started) or args.accel != "auto":
+    if any(started) or args.accel != "auto" or args.profile != "qemu":
         suffix = " --container" if args.container else ""
         raise SpineError(
             f"the {kind} runs already",
