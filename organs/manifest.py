@@ -36,7 +36,7 @@ HEARTBEATS_MISSED_MAX_MAX = 16
 # Enough for Python with its libraries on the one side; no organ is a database server on the other.
 MEMORY_MIN, MEMORY_MAX = 16 * 1024**2, 1024**3
 PIDS_MIN, PIDS_MAX = 1, 256
-NOFILE_MIN, NOFILE_MAX = 32, 4096
+NOFILE_MIN, NOFILE_MAX = 32, 8192
 SUMMARY_CHARS_MAX = 100
 MEMORY: Final = re.compile(r"([1-9][0-9]{0,6}) (KiB|MiB|GiB)")
 UNITS: Final = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}

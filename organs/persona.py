@@ -54,7 +54,7 @@ WRITABLE_BYTES: Final = (1024**2, 16 * 1024**3)
 INBOUND_MAX: Final = 32
 PORT_MAX: Final = 65535
 DEVICES: Final = frozenset({"display", "input"})
-GRANTS: Final = frozenset({"focus"})
+GRANTS: Final = frozenset({"focus", "update"})
 
 T = TypeVar("T")
 

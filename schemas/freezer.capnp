@@ -103,9 +103,10 @@ interface Freezer @0x95d7c20e4ab8f613 {
     $callers(["operator"]) $deadlineMs(5000);
   # Types into the room's console, as far as it takes it. FROZEN when the room has not the focus.
 
-  takeListener @10 (room :Text, cgroup :UInt64) -> (store :Text, uidBase :UInt32, uidCount :UInt32)
+  takeListener @10 (room :Text, cgroup :UInt64) -> (store :Text, uidBase :UInt32, uidCount :UInt32, mayUpdate :Bool)
     $callers(["umbilical"]) $deadlineMs(5000) $idempotent $gives;
-  # The listening socket of the room with this number, and who may speak on it: these user ids.
+  # The listening socket of the room with this number, who may speak on it: these user ids, and whether its persona
+  # was granted to bring updates of the system.
 
   gone @11 (room :Text) -> ()
     $callers(["umbilical"]) $event;

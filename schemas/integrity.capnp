@@ -64,11 +64,21 @@ interface Integrity @0x8f47a3d2c91be056 {
   # Reads the slots and the boot entries; confirms a healthy boot.
 
   slots @0 () -> (active :Text, rootHash :Text, verified :Bool, entries :List(Entry),
-      checked :List(Checked))
+      checked :List(Checked), standing :Text, blessed :Bool, lost :Bool, update :Text, replacing :Text,
+      writtenBytes :UInt64, totalBytes :UInt64, report :Text)
     $callers(["operator"]) $deadlineMs(5000) $idempotent;
   # What reading both slots and their boot volumes came to (`checked`, the slots first). The slot that runs (`a`,
   # `b`, or empty where there are none), the root hash it was started with, whether the kernel verifies every read
   # against it, and the boot entries of both volumes.
+  #
+  # Where things stand is `standing`: `waiting` (the boot is not healthy yet), `reading`, `working` (something is put
+  # right), `blessed` (both pairs of slot and boot volume are verified, hold the same release and have all tries; then
+  # `blessed` is true), `update` (the pair that does not run holds a newer release that was not started yet),
+  # `irreplaceable` (a pair is not as it should be and cannot be written), `lost` (there is no verified slot to go on
+  # with; then `lost` is true), `leaving` (a restart was asked for) or `none` (there are no slots here). `update` says
+  # what the other pair is to the one that runs: `none`, `pending` or `failed` (all its tries were used up).
+  # `replacing` is the device that is being written, `writtenBytes` of `totalBytes` are; it is empty while none is.
+  # `report` is the last thing that was done, or could not be done and why.
 
   personas @1 () -> (personas :List(Persona))
     $callers(["operator", "freezer"]) $deadlineMs(5000) $idempotent;
@@ -102,4 +112,32 @@ interface Integrity @0x8f47a3d2c91be056 {
   remove @7 (name :Text) -> ()
     $callers(["operator"]) $deadlineMs(5000);
   # Take a persona off the partition. What its version was stays known, so that no earlier one can come back.
+
+  beginUpdate @8 (manifest :Data, bytes :UInt64) -> (ticket :UInt64)
+    $callers(["operator", "umbilical"]) $deadlineMs(10000);
+  # Take in a new version of the system: `manifest` is the block that its slot carries, `bytes` how long the slot is
+  # without the zeros at its end. REFUSED before a byte of it is taken when the release key did not sign it, when it is
+  # not newer than what runs, when it is an image of another kind, or too large; the message begins with the kind of
+  # refusal, which is one of `unsigned:`, `malformed:`, `too large:`, `truncated:`, `other image:`, `downgrade:`,
+  # `altered:`. FULL while an update of another caller is under way; one that the same caller began ends with this.
+
+  updateChunk @9 (ticket :UInt64, offset :UInt64, data :Data) -> ()
+    $callers(["operator", "umbilical"]) $deadlineMs(10000) $idempotent;
+  # A piece of the slot, at most 512 KiB; behind the ones before, or over them. It is kept in memory.
+
+  commitUpdate @10 (ticket :UInt64, reboot :Bool) -> (slot :Text, version :Text)
+    $callers(["operator", "umbilical"]) $deadlineMs(300000);
+  # All pieces are there: examine the whole of it in memory, then write it in the place of the slot that does not run,
+  # and give it tries. `slot` is the letter of that slot. REFUSED, as with `beginUpdate`, before anything is written;
+  # CORRUPT when the device did not take it: that slot then has no tries. With `reboot` the machine starts anew a
+  # moment after the answer.
+
+  abandonUpdate @11 (ticket :UInt64) -> ()
+    $callers(["operator"]) $deadlineMs(5000);
+  # End an update that was begun. One of which nothing is heard for some minutes ends by itself.
+
+  verify @12 (name :Text) -> (version :UInt32, bytes :UInt64)
+    $callers(["operator"]) $deadlineMs(120000) $idempotent;
+  # Read an installed persona from its first byte to its last. CORRUPT when it is not what was installed, NOT_FOUND when
+  # it is not there; otherwise its version, and how many bytes were read.
 }

@@ -30,6 +30,16 @@ enum Verb @0xe0a3b5d7419c8f26 {
 
   focus @5;
   # Pass the focus to `persona`. The answer says that the hand-over has begun.
+
+  beginUpdate @6;
+  # Bring a new version of the system: `value` is the manifest block of its slot, `bytes` the length of the slot.
+  # REFUSED for a persona without the grant `update`, as all the verbs of an update are.
+
+  updateChunk @7;
+  # A piece of it: `value` at `offset`.
+
+  commitUpdate @8;
+  # All pieces are there: examine it, write it, and with `reboot` start it.
 }
 
 enum Code @0xf61d820c9be5a347 {
@@ -76,6 +86,18 @@ struct Request @0x8ad64f0b92e7c135 {
 
   persona @5 :Text;
   # Who is to have the focus.
+
+  ticket @6 :UInt64;
+  # Of an update: what `beginUpdate` answered.
+
+  bytes @7 :UInt64;
+  # Of `beginUpdate`: how long the slot is.
+
+  offset @8 :UInt64;
+  # Of `updateChunk`: where the piece belongs, from the start of the slot.
+
+  reboot @9 :Bool;
+  # Of `commitUpdate`: start the machine anew afterwards.
 }
 
 struct Response @0xa7c5e91f3d08b264 {
@@ -119,6 +141,15 @@ struct Response @0xa7c5e91f3d08b264 {
 
   gapNs @12 :UInt64;
   # With `thawed`: for how long, in nanoseconds; 0 when it is not known.
+
+  ticket @13 :UInt64;
+  # Of `beginUpdate`: the number to repeat in the pieces that follow.
+
+  slot @14 :Text;
+  # Of `commitUpdate`: the letter of the slot that was written.
+
+  version @15 :Text;
+  # Of `commitUpdate`: the version that lies there now.
 }
 
 struct Link @0xcb1709e4f62d8a53 {

@@ -39,6 +39,7 @@ class Facts:
     console: bool
     dies_unfocused: bool
     may_focus: bool
+    may_update: bool
 
     @property
     def uid_base(self) -> int:
@@ -56,6 +57,7 @@ def of(image: Persona, key_id: str, slot: int) -> Facts:
         console=image.console,
         dies_unfocused=image.on_focus_loss is OnFocusLoss.KILL,
         may_focus="focus" in image.grants,
+        may_update="update" in image.grants,
     )
 
 
@@ -88,6 +90,7 @@ def decode(text: bytes) -> Facts:
             "console": bool(console),
             "dies_unfocused": bool(dies),
             "may_focus": bool(focus),
+            "may_update": bool(update),
         } if type(slot) is int and slot in range(SLOTS) and all(type(port) is int for port in inbound or ()):
             return Facts(
                 slot=slot,
@@ -97,5 +100,6 @@ def decode(text: bytes) -> Facts:
                 console=console,
                 dies_unfocused=dies,
                 may_focus=focus,
+                may_update=update,
             )
     raise FactsRefused("a value that no room has")

@@ -516,6 +516,7 @@ class Freezer:
             raise Failure(Code.STALE, f"{params['room']}: that room is gone")
         results = {
             "store": room.facts.store,
+            "mayUpdate": room.facts.may_update,
             "uidBase": room.facts.uid_base,
             "uidCount": facts.IDS_PER_ROOM,
         }

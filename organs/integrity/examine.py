@@ -127,19 +127,24 @@ def manifest(read: Read, size: int, key: bytes) -> Manifest:
         at += level * BLOCK
     if at + MANIFEST_BYTES > size:
         raise Unsigned("the SquashFS says that it is larger than the slot")
-    block = exactly(read, at, MANIFEST_BYTES)
+    text = opened(exactly(read, at, MANIFEST_BYTES), key)
+    used = _HEAD.size + len(text)
+    parts = parse(text, size)
+    for part in parts:
+        if part.offset < at + used and at < part.offset + part.length:
+            raise Unsigned(f"the part {part.name} lies over the manifest")
+    return Manifest(at, used, parts, text)
+
+
+def opened(block: bytes, key: bytes) -> bytes:
+    """The text of a whole manifest block, once the signature over it was checked. Raises Unsigned."""
     magic, length, signature = _HEAD.unpack_from(block)
     if magic != MAGIC or _HEAD.size + length > MANIFEST_BYTES:
         raise Unsigned("no manifest behind the tree")
     text = block[_HEAD.size : _HEAD.size + length]
     if not ed25519.right(key, signature, _SIGNED.pack(magic, length) + text):  # INV-SLOT-6
         raise Unsigned("the signature of the manifest is not the release key's")
-    used_end = at + _HEAD.size + length
-    parts = parse(text, size)
-    for part in parts:
-        if part.offset < used_end and at < part.offset + part.length:
-            raise Unsigned(f"the part {part.name} lies over the manifest")
-    return Manifest(at, _HEAD.size + length, parts, text)
+    return text
 
 
 def parse(text: bytes, size: int) -> tuple[Part, ...]:

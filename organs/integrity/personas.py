@@ -105,6 +105,7 @@ class Store:
         self._table: Table | None = None
         self._tickets: dict[str, Ticket] = {}
         self._lent: set[Extent] = set()
+        self._held: list[Extent] = []
         self._checked: dict[bytes, Signed] = {}
 
     def table(self) -> Table:
@@ -189,6 +190,27 @@ class Store:
             raise PersonaRefused("manifest", "is not the one that was installed", Refusal.ALTERED)
         return found  # INV-PERSONA-1
 
+    def hold(self, name: str) -> Row:
+        """An installed persona, whose place is not given away until `let_go`. Raises Failure, OSError."""
+        row = self._row(name)
+        self._held.append(_extent(row))
+        return row
+
+    def let_go(self, row: Row) -> None:
+        """The persona is not read any more."""
+        self._held.remove(_extent(row))
+
+    def whole(self, row: Row) -> None:
+        """Return when all bytes of a persona that is held are those that were signed.
+
+        May run beside the other methods: nobody writes there. Raises Failure, OSError.
+        """
+        try:
+            examine_persona.whole(self._device.read, _extent(row), self._manifest(row).persona)
+        except PersonaRefused as error:
+            say(f"the persona {row.name} is not what was installed: {error}")
+            raise Failure(Code.CORRUPT, str(error)) from None
+
     def begin(self, caller: str, length: int, now_s: float) -> int:
         """Set space aside; the number of the ticket. An earlier install of that caller ends.
 
@@ -202,7 +224,7 @@ class Store:
         self._tickets.pop(caller, None)
         if length % BLOCK or length < BLOCK + MANIFEST_BYTES:
             raise _refused(Refusal.TRUNCATED, f"no image has {length} bytes")
-        taken = {_extent(row) for row in table.installed()} | self._lent
+        taken = {_extent(row) for row in table.installed()} | self._lent | set(self._held)
         taken |= {ticket.extent for ticket in list(self._tickets.values())}
         extent = shelf.allocate(self._device.size, taken, length)
         if extent is None:
@@ -360,6 +382,7 @@ class Counter:
             "commit": self._commit,
             "abandon": self._abandon,
             "remove": self._remove,
+            "verify": self._verify,
         }
 
     async def _do(self, act: Callable[[Store], T]) -> T:
@@ -417,6 +440,16 @@ class Counter:
     async def _remove(self, _call: Caller, params: Mapping[str, object]) -> dict[str, object]:
         await self._do(lambda store: store.remove(cast(str, params["name"])))
         return {}
+
+    async def _verify(self, _call: Caller, params: Mapping[str, object]) -> dict[str, object]:
+        # A large model takes minutes: the others are not kept waiting.
+        row = await self._do(lambda store: store.hold(cast(str, params["name"])))
+        try:
+            await self._in_thread(lambda store: store.whole(row))
+        finally:
+            if self._store is not None:
+                self._store.let_go(row)
+        return {"version": row.version, "bytes": _extent(row).length}
 
 
 def _check(ticket: Ticket, table: Table, store: Store) -> tuple[Signed, Row | None]:

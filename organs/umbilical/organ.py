@@ -1,4 +1,4 @@
-"""umbilical: listens in the rooms and carries what personas wish to the gate and the freezer.
+"""umbilical: listens in the rooms and carries what personas wish to the gate, the freezer and integrity.
 
 A persona is known by the listening socket its connection came in by, and by what the kernel says of who
 connected: a user id of the room's range, a process of the room's cgroup. Nothing that it sends says who it
@@ -81,6 +81,7 @@ class Room:
     uids: range
     cgroup_id: int
     cgroup_root: str
+    may_update: bool = False
     open: bool = False
     connections: set[Connection] = field(default_factory=set)
     large: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(LARGE_MAX))
@@ -248,6 +249,8 @@ class Connection:
             return await self._call(request)
 
     async def _call(self, request: Mapping[str, object]) -> dict[str, object]:
+        if not wishes.granted(request, may_update=self._room.may_update):
+            return wishes.refusal(number(request, "id"), "refused", "this persona has not the grant update")
         wish = wishes.wish(self._room.name, self._room.store, request)
         try:
             results = await self._organ.call(wish.organ, wish.method, wish.params)
@@ -313,10 +316,19 @@ class Umbilical:
         store: str,
         uids: range,
         cgroup_id: int,
+        *,
+        may_update: bool,
     ) -> None:
         """Listen for one room until cancelled. Only one listener for each name."""
         assert name not in self.rooms
-        room = Room(name=name, store=store, uids=uids, cgroup_id=cgroup_id, cgroup_root=self._cgroup_root)
+        room = Room(
+            name=name,
+            store=store,
+            uids=uids,
+            cgroup_id=cgroup_id,
+            cgroup_root=self._cgroup_root,
+            may_update=may_update,
+        )
         self.rooms[name] = room
         room.open = self._lines.get(name, NO_LINE).open
         listening = trio.socket.from_stdlib_socket(listener)
@@ -405,6 +417,7 @@ class Umbilical:
                     str(results["store"]),
                     range(first, first + number(results, "uidCount")),
                     serving.cgroup,
+                    may_update=bool(results["mayUpdate"]),
                 )
         finally:
             serving.over.set()

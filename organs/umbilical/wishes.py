@@ -25,9 +25,14 @@ EMPTY: Final[Mapping[str, object]] = {
     "quotaBytes": 0,
     "thawed": False,
     "gapNs": 0,
+    "ticket": 0,
+    "slot": "",
+    "version": "",
 }
 # Answers that may be as large as the largest value.
 LARGE: Final = frozenset({"get", "list"})
+# The verbs of a persona that was granted to bring updates of the system.
+UPDATE: Final = frozenset({"beginUpdate", "updateChunk", "commitUpdate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,11 @@ class Wish:
     organ: str
     method: str
     params: Mapping[str, object]
+
+
+def granted(request: Mapping[str, object], *, may_update: bool) -> bool:
+    """Whether the persona of a room was granted what it asks for, as far as the umbilical knows."""
+    return may_update or request["verb"] not in UPDATE  # INV-UPDATE-6
 
 
 def wish(room: str, store: str, request: Mapping[str, object]) -> Wish:
@@ -53,6 +63,13 @@ def wish(room: str, store: str, request: Mapping[str, object]) -> Wish:
             return Wish("gate", "usage", {"persona": store})
         case "focus":
             return Wish("freezer", "requestFocus", {"room": room, "persona": request["persona"]})
+        case "beginUpdate":
+            return Wish("integrity", verb, {"manifest": request["value"], "bytes": request["bytes"]})
+        case "updateChunk":
+            piece = {"ticket": request["ticket"], "offset": request["offset"], "data": request["value"]}
+            return Wish("integrity", verb, piece)
+        case "commitUpdate":
+            return Wish("integrity", verb, {"ticket": request["ticket"], "reboot": request["reboot"]})
         case _:
             raise AssertionError(f"the schema has no verb {verb}")
 

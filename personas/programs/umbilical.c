@@ -3,7 +3,7 @@
  * One request, its answer, an exit code: `umbilical --help` tells all of it. It speaks schemas/umbilical.capnp in
  * the standard Cap'n Proto stream framing, by hand: a persona that holds nothing but a shell needs no runtime for it.
  *
- * Touches: /run/umbilical, its own standard input, output and error. It makes seven system calls.
+ * Touches: /run/umbilical, its own standard input, output and error, the file of an update. It makes nine system calls.
  * Never:   allocates, reads beyond what the kernel delivered, believes a length or an offset before it was compared
  *          with what is there, walks a message further than its own size.
  * Fails:   with one line on standard error and an exit code. After 7 nobody knows whether the request was done.
@@ -23,6 +23,10 @@
 #define VALUE_MAX (1024 * 1024)
 #define KEY_MAX 1024
 #define NAME_MAX_BYTES 64
+/* An update: a word that says what it is, the manifest block of its slot, the slot. */
+#define UPDATE_MAGIC "SPINE-UPDATE-1\0"
+#define MANIFEST_BYTES 16384
+#define CHUNK_BYTES (512 * 1024)
 /* What the spine takes and gives: a value and what goes with it. */
 #define MESSAGE_MAX (VALUE_MAX + 64 * 1024)
 #define SEGMENTS_MAX 64
@@ -48,6 +52,7 @@ struct address {
 #ifdef HOSTED
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -66,6 +71,14 @@ static long kernel_write(int fd, const void *from, size_t n) {
 static long kernel_socket(void) {
     long fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     return fd < 0 ? -errno : fd;
+}
+static long kernel_open(const char *path) {
+    long fd = open(path, O_RDONLY | 02000000);
+    return fd < 0 ? -errno : fd;
+}
+static long kernel_seek(int fd, long offset, int whence) {
+    long at = lseek(fd, offset, whence);
+    return at < 0 ? -errno : at;
 }
 static long kernel_connect(int fd, const struct address *to) {
     return connect(fd, (const struct sockaddr *)to, sizeof *to) < 0 ? -errno : 0;
@@ -97,6 +110,8 @@ static long kernel_write(int fd, const void *from, size_t n) {
     return got == -88 ? call(1, fd, (long)from, (long)n, 0, 0, 0) : got;
 }
 static long kernel_socket(void) { return call(41, AF_UNIX_, SOCK_STREAM_CLOEXEC_, 0, 0, 0, 0); }
+static long kernel_open(const char *path) { return call(2, (long)path, 02000000, 0, 0, 0, 0); }
+static long kernel_seek(int fd, long offset, int whence) { return call(8, fd, offset, whence, 0, 0, 0); }
 static long kernel_connect(int fd, const struct address *to) {
     return call(42, fd, (long)to, sizeof *to, 0, 0, 0);
 }
@@ -238,7 +253,7 @@ static _Noreturn void fail_number(int code, const char *what, long number) {
 
 /* ---- the request ----------------------------------------------------------------------------------------------- */
 
-enum verb { PUT, GET, DELETE, LIST, STATUS, FOCUS };
+enum verb { PUT, GET, DELETE, LIST, STATUS, FOCUS, UPDATE, UPDATE_CHUNK, UPDATE_COMMIT };
 
 static void put16(unsigned char *at, uint16_t n) {
     at[0] = (unsigned char)n;
@@ -253,12 +268,18 @@ static void put64(unsigned char *at, uint64_t n) {
     put32(at + 4, (uint32_t)(n >> 32));
 }
 
-/* Frame (1 word), root pointer, Request (2 data words, 3 pointers), then key, value and persona, whole words each. */
-static unsigned char request[8 + 6 * WORD + VALUE_MAX + WORD + KEY_MAX + WORD + NAME_MAX_BYTES + 2 * WORD];
+/* Frame (1 word), root pointer, Request (5 data words, 3 pointers), then key, value and persona, whole words each. */
+static unsigned char request[8 + 9 * WORD + VALUE_MAX + WORD + KEY_MAX + WORD + NAME_MAX_BYTES + 2 * WORD];
 static unsigned char value[VALUE_MAX + 1];
 
-#define REQUEST_WORDS 6
-#define POINTERS_AT 3
+#define REQUEST_WORDS 9
+#define POINTERS_AT 6
+
+/* The fields that only an update has. */
+static struct {
+    uint64_t ticket, bytes, offset;
+    int reboot;
+} update;
 
 /* A list of bytes behind what is there already, and the pointer to it; the words used now. */
 static size_t put_list(size_t words, size_t pointer, const unsigned char *bytes, size_t n, size_t closing) {
@@ -277,10 +298,14 @@ static size_t encode(uint64_t id, enum verb verb, const unsigned char *key, size
                      const char *persona) {
     unsigned char *content = request + 8;
     for (size_t i = 0; i < 8 + REQUEST_WORDS * WORD; i++) request[i] = 0;
-    put32(content + 4, 2 | 3 << 16); /* the root: two data words and three pointers right behind it */
+    put32(content + 4, 5 | 3 << 16); /* the root: five data words and three pointers right behind it */
     put64(content + WORD, id);
     put16(content + 2 * WORD, (uint16_t)verb);
+    content[2 * WORD + 2] = (unsigned char)update.reboot;
     if (verb == LIST) put32(content + 2 * WORD + 4, PAGE);
+    put64(content + 3 * WORD, update.ticket);
+    put64(content + 4 * WORD, update.bytes);
+    put64(content + 5 * WORD, update.offset);
     size_t words = REQUEST_WORDS;
     words = put_list(words, POINTERS_AT, key, key_n, 0);
     words = put_list(words, POINTERS_AT + 1, value, value_n, 0);
@@ -375,10 +400,10 @@ static struct bytes text_of(struct place place) {
 }
 
 struct response {
-    uint64_t id, seq, used, quota;
+    uint64_t id, seq, used, quota, ticket;
     uint16_t code;
     int existed, more, thawed;
-    struct bytes text, value, persona;
+    struct bytes text, value, persona, slot, version;
     struct place keys;
 };
 
@@ -393,7 +418,7 @@ static struct response decode(void) {
     if (!root.pointer || (root.pointer & 3) != 0) nonsense();
     size_t data = root.pointer >> 32 & 0xffff, pointers = root.pointer >> 48;
     const unsigned char *at = words_at(root.segment, root.word, data + pointers);
-    unsigned char fields[6 * WORD];
+    unsigned char fields[7 * WORD];
     for (size_t i = 0; i < sizeof fields; i++) fields[i] = i < data * WORD ? at[i] : 0;
     return (struct response){
         .id = get64(fields),
@@ -404,10 +429,13 @@ static struct response decode(void) {
         .seq = get64(fields + 16),
         .used = get64(fields + 24),
         .quota = get64(fields + 32),
+        .ticket = get64(fields + 48),
         .text = text_of(pointer_of(root, data, pointers, 0)),
         .value = bytes_of(pointer_of(root, data, pointers, 1)),
         .keys = pointer_of(root, data, pointers, 2),
         .persona = text_of(pointer_of(root, data, pointers, 3)),
+        .slot = text_of(pointer_of(root, data, pointers, 4)),
+        .version = text_of(pointer_of(root, data, pointers, 5)),
     };
 }
 
@@ -519,6 +547,55 @@ static size_t read_value(void) {
     fail(REFUSED, "the value is larger than a mebibyte");
 }
 
+/* As much of a file as there is, at most `n` bytes, into `value`. */
+static size_t read_some(int fd, size_t n) {
+    size_t have = 0;
+    while (have < n) {
+        long got = kernel_read(fd, value + have, n - have);
+        if (got == -EINTR_) continue;
+        if (got < 0) fail_number(FAILED, "the file cannot be read", got);
+        if (got == 0) break;
+        have += (size_t)got;
+    }
+    return have;
+}
+
+/* Brings a file with a new version of the system, piece by piece; says where it lies then. */
+static void bring(const char *path) {
+    static const char magic[] = UPDATE_MAGIC;
+    long fd = kernel_open(path), size = fd < 0 ? fd : kernel_seek((int)fd, 0, 2);
+    if (size < 0 || kernel_seek((int)fd, 0, 0) < 0) fail_number(FAILED, "the file cannot be opened", size);
+    if (size <= (long)sizeof magic + MANIFEST_BYTES || read_some((int)fd, sizeof magic) < sizeof magic)
+        fail(REFUSED, "that file is no update");
+    for (size_t i = 0; i < sizeof magic; i++)
+        if (value[i] != (unsigned char)magic[i]) fail(REFUSED, "that file is no update");
+    if (read_some((int)fd, MANIFEST_BYTES) < MANIFEST_BYTES) fail(FAILED, "the file became shorter");
+    open_line();
+    int reboot = update.reboot;
+    update.reboot = 0;
+    update.bytes = (uint64_t)size - sizeof magic - MANIFEST_BYTES;
+    uint64_t id = 1, left = update.bytes;
+    update.ticket = ask(id, encode(id, UPDATE, NULL, 0, MANIFEST_BYTES, NULL)).ticket;
+    update.bytes = 0;
+    while (left) {
+        size_t n = read_some((int)fd, left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES);
+        if (!n) fail(FAILED, "the file became shorter");
+        id++;
+        ask(id, encode(id, UPDATE_CHUNK, NULL, 0, n, NULL));
+        update.offset += n;
+        left -= n;
+    }
+    update.offset = 0;
+    update.reboot = reboot;
+    id++;
+    struct response response = ask(id, encode(id, UPDATE_COMMIT, NULL, 0, 0, NULL));
+    put_text("slot ");
+    put_shown(response.slot.at, response.slot.n);
+    put_text(" has ");
+    put_shown(response.version.at, response.version.n);
+    put_text(reboot ? " now; the machine starts anew with it\n" : " now; it runs after the next start\n");
+}
+
 /* -1, 0 or 1, in byte order. */
 static int compare(struct bytes one, struct bytes other) {
     for (size_t i = 0; i < one.n && i < other.n; i++)
@@ -561,6 +638,7 @@ static const char HELP[] =
     "  list [AFTER]     all keys (greater than AFTER), a line each; what is not plain ASCII as \\xNN\n"
     "  status           who this room is to the spine, and what it has stored\n"
     "  focus PERSONA    pass the focus to PERSONA\n"
+    "  update FILE [reboot]   bring a new version of the system, and start the machine anew with it\n"
     "\n"
     "A value has at most a mebibyte, a key 1 to 1024 bytes. Exit codes: 0 done, 1 failed, 2 usage, 3 no spine,\n"
     "4 no such thing, 5 refused, 7 nobody knows whether it was done: the room was frozen or the spine restarted.\n";
@@ -568,16 +646,17 @@ static const char HELP[] =
 static const struct {
     const char *name;
     int least, most; /* arguments */
-} VERBS[] = {{"put", 1, 1}, {"get", 1, 1}, {"delete", 1, 1}, {"list", 0, 1}, {"status", 0, 0}, {"focus", 1, 1}};
+} VERBS[] = {{"put", 1, 1}, {"get", 1, 1}, {"delete", 1, 1}, {"list", 0, 1}, {"status", 0, 0}, {"focus", 1, 1},
+             {"update", 1, 2}};
 
 int main(int argc, char **argv) {
     if (argc >= 2 && (same(argv[1], "--help") || same(argv[1], "-h") || same(argv[1], "help"))) {
         put_text(HELP);
         end();
     }
-    int verb = argc >= 2 ? 0 : FOCUS + 1;
-    while (verb <= FOCUS && !same(argv[1], VERBS[verb].name)) verb++;
-    if (verb > FOCUS) fail(USAGE, "no such verb; umbilical --help lists them");
+    int verb = argc >= 2 ? 0 : UPDATE + 1;
+    while (verb <= UPDATE && !same(argv[1], VERBS[verb].name)) verb++;
+    if (verb > UPDATE) fail(USAGE, "no such verb; umbilical --help lists them");
     verb_name = VERBS[verb].name;
     if (argc - 2 < VERBS[verb].least || argc - 2 > VERBS[verb].most)
         fail(USAGE, "other arguments are needed; umbilical --help lists them");
@@ -586,6 +665,12 @@ int main(int argc, char **argv) {
     if (verb <= DELETE && (key.n == 0 || key.n > KEY_MAX)) fail(USAGE, "a key has 1 to 1024 bytes");
     if (verb == LIST && key.n > KEY_MAX) fail(USAGE, "a key has 1 to 1024 bytes");
     if (verb == FOCUS && (key.n == 0 || key.n > NAME_MAX_BYTES)) fail(USAGE, "no persona has such a name");
+    if (argc > 3 && !same(argv[3], "reboot")) fail(USAGE, "behind the file only `reboot` may stand");
+    if (verb == UPDATE) {
+        update.reboot = argc > 3;
+        bring(word);
+        end();
+    }
     size_t value_n = verb == PUT ? read_value() : 0;
     open_line();
     if (verb == LIST) {

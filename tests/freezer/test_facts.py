@@ -23,6 +23,7 @@ FACTS = st.builds(
     console=st.booleans(),
     dies_unfocused=st.booleans(),
     may_focus=st.booleans(),
+    may_update=st.booleans(),
 )
 NONSENSE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -74,7 +75,14 @@ def test_no_two_rooms_share_an_id() -> None:
     ids: set[int] = set()
     while (slot := facts.free_slot(taken)) is not None:
         base = Facts(
-            slot=slot, version=1, store="", inbound=None, console=False, dies_unfocused=False, may_focus=False
+            slot=slot,
+            version=1,
+            store="",
+            inbound=None,
+            console=False,
+            dies_unfocused=False,
+            may_focus=False,
+            may_update=False,
         ).uid_base
         mine = set(range(base, base + facts.IDS_PER_ROOM, 4096)) | {base + facts.IDS_PER_ROOM - 1}
         assert not mine & ids

@@ -468,6 +468,7 @@ def made(*, dies_unfocused: bool = False, may_focus: bool = False) -> Room:
         console=False,
         dies_unfocused=dies_unfocused,
         may_focus=may_focus,
+        may_update=False,
     )
     return Room(facts=known, cgroup=1, fds={})
 

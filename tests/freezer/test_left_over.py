@@ -91,7 +91,14 @@ def is_open(fd: int) -> bool:
 
 async def test_descriptors_of_rooms_that_are_no_more_are_let_go_of(root: Path) -> None:
     known = Facts(
-        slot=0, version=1, store="s@1", inbound=None, console=False, dies_unfocused=False, may_focus=True
+        slot=0,
+        version=1,
+        store="s@1",
+        inbound=None,
+        console=False,
+        dies_unfocused=False,
+        may_focus=True,
+        may_update=False,
     )
     groups = Subtree(str(root))
     for name in ("whole", "robbed"):

@@ -60,13 +60,14 @@ def test_content_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("slot", UKIS)
 def test_a_boot_volume_is_whole_and_its_own_program_carries_the_counter(tmp_path: Path, slot: str) -> None:
-    files = disk.volume(slot, b"MZ-loader", UKIS[slot])
+    files = disk.volume(slot, b"MZ-loader", UKIS[slot], b"MZ-rescue")
     image = disk.make_boot(tmp_path, slot, files, EPOCH)
     tool("fsck.fat", "-n", image)
     listing = tool("mdir", "-b", "-/", "-i", image, "::")
     assert {line for line in listing.splitlines() if not line.endswith("/")} == {
         "::/EFI/BOOT/BOOTX64.EFI",
         f"::/EFI/Linux/spine-{slot}+3-0.efi",
+        "::/EFI/Linux/spine-rescue.efi",
         "::/loader/loader.conf",
     }
     # The counter is patched in place: it must lie in the first piece (13 characters) of the long name.
@@ -106,7 +107,7 @@ def test_the_same_parts_give_the_same_bytes(tmp_path: Path) -> None:
         place = tmp_path / name
         place.mkdir()
         parts = {
-            f"boot-{slot}": disk.make_boot(place, slot, disk.volume(slot, b"MZ", uki), EPOCH)
+            f"boot-{slot}": disk.make_boot(place, slot, disk.volume(slot, b"MZ", uki, b"MZ-rescue"), EPOCH)
             for slot, uki in UKIS.items()
         }
         persist = disk.make_persist(place, EPOCH)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from organs import layout, persona
-from spine.image import authenticode, build, disk, keys, slot, uki, verity
+from spine import paths
+from spine.image import authenticode, build, disk, keys, rescue, slot, uki, verity
 from spine.image.cache import file_digest
 from spine.progress import Progress
 
@@ -101,6 +102,31 @@ def test_both_slots_hold_the_same_signed_bytes(image: Path) -> None:
     assert verity.tree(data[: root.length]).root_hash == manifest["rootHash"]
 
 
+@pytest.mark.parametrize("name", build.SLOTS)
+def test_a_boot_volume_has_its_own_program_and_the_rescue_and_nothing_else(
+    image: Path, tmp_path: Path, name: str
+) -> None:
+    volume = tmp_path / "volume"
+    volume.write_bytes(partition(image, f"boot-{name}"))
+
+    def mtools(*words: str) -> bytes:
+        return subprocess.run([*words[:1], "-i", volume, *words[1:]], capture_output=True, check=True).stdout
+
+    listed = mtools("mdir", "-b", "-/", "::").decode().split("\n")
+    files = {line.removeprefix("::/") for line in listed if line and not line.endswith("/")}
+    assert files == {
+        disk.LOADER_PATH,
+        "loader/loader.conf",
+        f"EFI/Linux/spine-{name}+3-0.efi",
+        "EFI/Linux/spine-rescue.efi",
+    }
+    texts = ((paths.ROOT / path).read_bytes() for path in rescue.FILES)
+    program = rescue.make(tmp_path, *texts)
+    # As it was made, but for the padding of a signature and the signature.
+    signed = authenticode.unsigned(mtools("mcopy", f"::{disk.RESCUE_PATH}", "-"))
+    assert signed == program + bytes(len(signed) - len(program))
+
+
 def test_each_program_trusts_its_own_slot(image: Path) -> None:
     public = keys.public_bytes(keys.release_key())
     data = partition(image, "slot-a")
@@ -122,7 +148,7 @@ def test_every_program_in_a_boot_volume_is_signed(name: str, image: Path, tmp_pa
     volume.write_bytes(partition(image, f"boot-{name}"))
     subprocess.run(["mcopy", "-s", "-i", volume, "::", tmp_path / "files"], capture_output=True, check=True)
     programs = [path for path in (tmp_path / "files").rglob("*") if path.suffix.lower() == ".efi"]
-    assert len(programs) >= 2
+    assert len(programs) == 3  # the boot loader, the slot's own, the rescue
     for program in programs:
         authenticode.check(program.read_bytes(), key.certificate)
     # Nothing else in there is a program under another name.

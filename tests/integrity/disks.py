@@ -20,6 +20,7 @@ SIZE = 1024 * 1024
 NAMES = ("slot-a", "slot-b", "boot-a", "boot-b")
 EPOCH = 1_700_000_000
 LOADER = b"MZ" + b"loader" * 9000
+RESCUE = b"MZ" + b"rescue" * 900
 
 
 def root() -> bytes:
@@ -41,9 +42,10 @@ def made(version: str = "1") -> tuple[bytes, dict[str, bytes], tuple[slot.Part, 
     boots = {}
     with tempfile.TemporaryDirectory() as name:
         for letter, uki in ukis.items():
-            volume = disk.volume(letter, LOADER, uki)
+            volume = disk.volume(letter, LOADER, uki, RESCUE)
             boots[letter] = disk.make_boot(Path(name), letter, volume, EPOCH).read_bytes()
-    data, parts = slot.compose(root(), b"T" * 4096, ukis, boots, {"version": version}, KEY.sign)
+    facts = {"version": version, "image": "production"}
+    data, parts = slot.compose(root(), b"T" * 4096, ukis, boots, facts, KEY.sign)
     return data + bytes(SIZE - len(data)), boots, tuple(parts)
 
 

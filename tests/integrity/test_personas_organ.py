@@ -40,6 +40,9 @@ class Bench:
         await trio.sleep_forever()
         yield ""
 
+    def ask(self, word: str) -> None:
+        pytest.fail(f"{word} was asked for")
+
     async def serve(self, handlers: Mapping[str, organ.Handler]) -> None:
         async with trio.open_nursery() as nursery:
             serve = partial(server.serve, descriptors=self.beside)
@@ -78,6 +81,9 @@ async def running(
     keys = tmp_path / "persona-keys"
     keys.write_text(PUBLIC.hex() + "\n")
     monkeypatch.setattr(personas, "KEYS", str(keys))
+    organs_json = tmp_path / "organs.json"
+    organs_json.write_text('{"boot": {"slot": null, "healthy": false}}')
+    monkeypatch.setattr(organ, "ORGANS", organs_json)
     path = tmp_path / "personas.img"
     if not path.exists():
         path.write_bytes(bytes(SIZE))
@@ -177,6 +183,25 @@ async def test_a_refusal_says_its_kind_first(tmp_path: Path, monkeypatch: pytest
         assert await held.manifests() == [split(image("linda", 2)[-MANIFEST_BYTES:])[3]]
 
 
+@pytest.mark.proves("INV-PERSONA-5")
+async def test_every_byte_is_read_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, monkeypatch) as held:
+        await held.install(LINDA)
+        found = await held.operator.call("verify", {"name": "linda"})
+        assert found == {"version": 1, "bytes": len(LINDA)}
+        assert await code(held.operator, "verify", name="nobody") is Code.NOT_FOUND
+        with held.partition.open("r+b") as file:
+            file.seek(DATA_AT + 5000)
+            file.write(bytes([LINDA[5000] ^ 1]))
+        # Its manifest is as it was: only who reads all of it can tell.
+        assert await code(held.operator, "verify", name="linda") is Code.CORRUPT
+        # What was read is free to be removed and overwritten.
+        assert await held.operator.call("remove", {"name": "linda"}) == {}
+        await held.install(image("linda", 2))
+        found = await held.operator.call("verify", {"name": "linda"})
+        assert found["version"] == 2
+
+
 async def test_who_may_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, monkeypatch) as held:
         await held.install(LINDA)
@@ -188,6 +213,7 @@ async def test_who_may_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             ("commit", {"ticket": 1}),
             ("abandon", {"ticket": 1}),
             ("remove", {"name": "linda"}),
+            ("verify", {"name": "linda"}),
         ):
             assert await code(held.freezer, method, **params) is Code.FORBIDDEN
 

@@ -22,7 +22,8 @@ import trio
 from organs.umbilical import wishes
 from spine.persona import programs
 from tests.bus.wiring import own_schemas
-from tests.umbilical.test_umbilical_organ import Spine, open_room, spine
+from tests.integrity.test_update import new
+from tests.umbilical.test_umbilical_organ import Spine, open_room, spine, until
 
 PATIENCE_S = 60
 HERE = '-DSOCKET_PATH="umbilical.sock"'
@@ -110,6 +111,41 @@ async def test_every_verb_against_the_spine(client: Path, tmp_path: Path) -> Non
         focus = await ask("focus", "nobody")
         assert (focus.code, held.lines.asked) == (4, [("linda", "nobody")])
         assert "there is no such room" in focus.err
+
+
+@pytest.mark.container
+async def test_an_update_goes_out_of_the_room(client: Path, tmp_path: Path) -> None:
+    block, whole = new()
+    update = tmp_path / "new.update"
+    update.write_bytes(b"SPINE-UPDATE-1\0\0" + block + whole)
+    async with spine(tmp_path) as held:
+        held.lines.may_update.add("linda")
+        for room in ("linda", "courier"):
+            await open_room(held, room)
+        held.nursery.start_soon(held.updates.updates.run)
+        done = await run(client, held, "linda", "update", str(update))
+        assert done == Done(0, b"slot b has 2 now; it runs after the next start\n", "")
+        assert held.updates.written == [whole]
+        refused = await run(client, held, "courier", "update", str(update))
+        assert (refused.code, refused.err) == (
+            5,
+            "umbilical: update: refused: this persona has not the grant update\n",
+        )
+        for wrong in (b"", b"SPINE-UPDATE-1\0\0", bytes(100_000), update.read_bytes()[: 16 + 16384]):
+            (tmp_path / "wrong").write_bytes(wrong)
+            found = await run(client, held, "linda", "update", str(tmp_path / "wrong"))
+            assert (found.code, found.err) == (5, "umbilical: update: that file is no update\n")
+        for wrong, why in ((whole[:-4096], "truncated"), (b"x" + whole[1:], "altered")):
+            (tmp_path / "wrong").write_bytes(b"SPINE-UPDATE-1\0\0" + block + wrong)
+            found = await run(client, held, "linda", "update", str(tmp_path / "wrong"))
+            assert found.code == 5
+            assert found.err.startswith(f"umbilical: update: refused: {why}: ")
+        assert (await run(client, held, "linda", "update", str(tmp_path))).code == 1, "no file but a folder"
+        assert (await run(client, held, "linda", "update", str(tmp_path / "absent"))).code == 1
+        assert held.updates.written == [whole]
+        done = await run(client, held, "linda", "update", str(update), "reboot")
+        assert done == Done(0, b"slot b has 2 now; the machine starts anew with it\n", "")
+        await until(lambda: held.updates.reboots == 1)
 
 
 @pytest.mark.container
@@ -274,7 +310,18 @@ def _run(client: Path, directory: Path, *given: str) -> tuple[int, bytes, str]:
 
 
 @pytest.mark.parametrize(
-    "given", [(), ("frob",), ("get",), ("get", "a", "b"), ("status", "x"), ("list", "a", "b"), ("focus", "")]
+    "given",
+    [
+        (),
+        ("frob",),
+        ("get",),
+        ("get", "a", "b"),
+        ("status", "x"),
+        ("list", "a", "b"),
+        ("focus", ""),
+        ("update",),
+        ("update", "f", "now"),
+    ],
 )
 def test_wrong_words_are_usage(client: Path, tmp_path: Path, given: tuple[str, ...]) -> None:
     code, out, err = _run(client, tmp_path, *given)
@@ -286,7 +333,7 @@ def test_wrong_words_are_usage(client: Path, tmp_path: Path, given: tuple[str, .
 def test_help_tells_the_verbs_and_the_codes(client: Path, tmp_path: Path) -> None:
     code, out, err = _run(client, tmp_path, "--help")
     assert (code, err) == (0, "")
-    for verb in ("put", "get", "delete", "list", "status", "focus"):
+    for verb in ("put", "get", "delete", "list", "status", "focus", "update"):
         assert f"\n  {verb} ".encode() in out
     assert b"7 nobody knows" in out
 
@@ -394,6 +441,7 @@ def test_changed_answers_never_crash_it(watched: Path, liar: Liar) -> None:
         ("get", "k"): response(value=b"v" * 50, seq=7),
         ("list",): response(keys=[b"a", b"bb", b"c" * 20], more=True),
         ("status",): response(persona="linda", usedBytes=1, quotaBytes=2),
+        ("update", "good.update"): response(ticket=7, slot="b", version="2"),
         ("delete", "k"): response(code="refused", message="no"),
     }
     shapes: list[Callable[[], int]] = [

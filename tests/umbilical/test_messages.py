@@ -27,6 +27,10 @@ requests = st.fixed_dictionaries(
         "value": st.binary(max_size=3000),
         "limit": st.integers(0, 2**32 - 1),
         "persona": texts,
+        "ticket": st.integers(0, 2**64 - 1),
+        "bytes": st.integers(0, 2**64 - 1),
+        "offset": st.integers(0, 2**64 - 1),
+        "reboot": st.booleans(),
     }
 )
 
@@ -60,11 +64,22 @@ def test_no_request_reaches_another_store(asked: dict[str, object]) -> None:
     wish = wishes.wish("linda", "linda@00112233", asked)
     if wish.organ == "gate":
         assert wish.params["persona"] == "linda@00112233"
-    else:
+    elif wish.organ == "freezer":
         assert wish.params["room"] == "linda"
+    else:
+        assert wish.organ == "integrity"
+        assert asked["verb"] in wishes.UPDATE
     method = own_schemas().interfaces[wish.organ].methods[wish.method]
     assert "umbilical" in method.callers
     assert method.decode_params(method.encode_params(wish.params)) == dict(wish.params)
+
+
+@pytest.mark.proves("INV-UPDATE-6")
+@given(requests)
+def test_who_has_not_the_grant_gets_at_no_method_of_an_update(asked: dict[str, object]) -> None:
+    assert wishes.granted(asked, may_update=True)
+    wish = wishes.wish("linda", "linda@00112233", asked)
+    assert wishes.granted(asked, may_update=False) == (wish.organ != "integrity")
 
 
 def test_every_answer_is_a_response() -> None:
@@ -72,6 +87,9 @@ def test_every_answer_is_a_response() -> None:
     answers = [
         wishes.answer("linda", request, {"bytes": 1, "keys": 1, "quotaBytes": 2}),
         wishes.answer("linda", {**request, "verb": "list"}, {"keys": [b"k"], "more": True}),
+        wishes.answer("linda", {**request, "verb": "beginUpdate"}, {"ticket": 9}),
+        wishes.answer("linda", {**request, "verb": "updateChunk"}, {}),
+        wishes.answer("linda", {**request, "verb": "commitUpdate"}, {"slot": "b", "version": "0.2.0"}),
         wishes.refusal(7, "notFound", "nothing there"),
         wishes.thawed(9),
     ]

@@ -19,10 +19,13 @@ from bus.envelope import Code, Failure
 from bus.wire import Schemas
 from organs.freezer.organ import Line
 from organs.gate.organ import Gate
+from organs.integrity.update import CHUNK_BYTES_MAX, Here, Staged, Updates
 from organs.umbilical import link, wishes
 from organs.umbilical import organ as umbilical_organ
 from organs.umbilical.organ import Umbilical
 from tests.bus.wiring import own_schemas
+from tests.integrity import disks
+from tests.integrity.test_update import new
 
 pytestmark = pytest.mark.container
 PATIENCE_S = 60
@@ -53,6 +56,8 @@ class Lines:
         # Rooms by name: the listener, who may speak on it, the number of its cgroup.
         self.found: dict[str, tuple[socket.socket, range, int]] = {}
         self.taken: list[object] = []
+        # The personas with the grant `update`.
+        self.may_update: set[str] = set()
 
     def say(self, room: str, line: Line) -> None:
         """What the freezer tells of a room from now on."""
@@ -81,6 +86,7 @@ class Lines:
         if cgroup != params["cgroup"]:
             raise Failure(Code.STALE, "that room is gone")
         answer = {"store": f"{params['room']}@00", "uidBase": uids.start, "uidCount": len(uids)}
+        answer["mayUpdate"] = params["room"] in self.may_update
         return answer, (os.dup(listener.fileno()),)
 
     def forget(self, room: str) -> None:
@@ -111,6 +117,30 @@ class Lines:
         }
 
 
+class Taken:
+    """Integrity's side of the bus: the desk of its own code, with a list in the place of the slots."""
+
+    def __init__(self) -> None:
+        self.here = Here(key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, not_now="")
+        self.written: list[bytes] = []
+        self.reboots = 0
+        self.updates = Updates(lambda: self.here, self._install, self._reboot)
+
+    async def _install(self, staged: Staged) -> str:
+        self.written.append(staged.read(0, staged.length))
+        return "b"
+
+    def _reboot(self) -> None:
+        self.reboots += 1
+
+    async def _never(self, _call: object, _params: Mapping[str, object]) -> dict[str, object]:
+        raise Failure(Code.REFUSED, "not in this test")
+
+    def handlers(self) -> dict[str, server.Handler]:
+        methods = own_schemas().interfaces["integrity"].methods
+        return {**dict.fromkeys(methods, self._never), **self.updates.handlers()}
+
+
 @dataclass
 class Spine:
     """What a test has in its hands."""
@@ -121,6 +151,7 @@ class Spine:
     nursery: trio.Nursery
     schemas: Schemas
     slow_gate: trio.Event
+    updates: Taken
 
     async def room(self, name: str, uids: range = ROOT_UIDS, cgroup: Path | None = None) -> str:
         """A room that listens; the path of its socket."""
@@ -159,6 +190,7 @@ class Persona:
         """One request."""
         self._next += 1
         empty = {"id": self._next, "verb": verb, "key": b"", "value": b"", "limit": 0, "persona": ""}
+        empty |= {"ticket": 0, "bytes": 0, "offset": 0, "reboot": False}
         return self._schemas.messages["umbilical.Request"].encode({**empty, **fields})
 
     async def send(self, data: bytes) -> None:
@@ -215,12 +247,14 @@ async def spine(tmp_path: Path) -> AsyncIterator[Spine]:
 
         return handle
 
+    updates = Taken()
     async with trio.open_nursery() as nursery:
         bus = client.Bus(schemas, "umbilical", str(bus_folder))
         with contextlib.ExitStack() as bound:
             served: dict[str, Mapping[str, server.Handler]] = {
                 "gate": {name: slow(handler) for name, handler in gate.handlers().items()},
                 "freezer": lines.handlers(),
+                "integrity": updates.handlers(),
             }
             for name, handlers in served.items():
                 listening = bound.enter_context(socket.socket(socket.AF_UNIX))
@@ -237,7 +271,7 @@ async def spine(tmp_path: Path) -> AsyncIterator[Spine]:
 
             umbilical = Umbilical(call, lines.take, schemas.messages, str(unified()))
             nursery.start_soon(umbilical.listen, bus.peers["freezer"].events())
-            held = Spine(umbilical, lines, tmp_path, nursery, schemas, go)
+            held = Spine(umbilical, lines, tmp_path, nursery, schemas, go, updates)
             yield held
             nursery.cancel_scope.cancel()
     gate.worker.stop()
@@ -286,6 +320,40 @@ async def test_what_a_persona_can_do(tmp_path: Path) -> None:
             {"room": "courier", "connections": 1, "requests": 2, "frozen": 0, "strangers": 0, "refused": 0},
             {"room": "linda", "connections": 1, "requests": 7, "frozen": 0, "strangers": 0, "refused": 0},
         ]
+
+
+@pytest.mark.proves("INV-UPDATE-6")
+async def test_only_a_persona_with_the_grant_brings_an_update(tmp_path: Path) -> None:
+    block, whole = new()
+    async with spine(tmp_path) as held:
+        held.lines.may_update.add("linda")
+        linda, courier = await open_room(held, "linda"), await open_room(held, "courier")
+        async with Persona(linda, held.schemas) as persona, Persona(courier, held.schemas) as other:
+            begun = await persona.ask("beginUpdate", value=block, bytes=len(whole))
+            assert begun["code"] == "ok"
+            ticket = begun["ticket"]
+            piece = {"ticket": ticket, "offset": 0, "value": whole[:CHUNK_BYTES_MAX]}
+            for verb, fields in (
+                ("beginUpdate", {"value": block, "bytes": len(whole)}),
+                ("updateChunk", piece),
+                ("commitUpdate", {"ticket": ticket, "reboot": True}),
+            ):
+                refused = await other.ask(verb, persona="linda", **fields)
+                assert (refused["code"], refused["message"]) == (
+                    "refused",
+                    "this persona has not the grant update",
+                )
+            for at in range(0, len(whole), CHUNK_BYTES_MAX):
+                piece = {"ticket": ticket, "offset": at, "value": whole[at : at + CHUNK_BYTES_MAX]}
+                assert (await persona.ask("updateChunk", **piece))["code"] == "ok"
+            done = await persona.ask("commitUpdate", ticket=ticket)
+            assert (done["code"], done["slot"], done["version"]) == ("ok", "b", "2")
+            again = await persona.ask("commitUpdate", ticket=ticket)
+            assert again["code"] == "notFound"
+            older = await persona.ask("beginUpdate", value=new("0")[0], bytes=len(whole))
+            assert older["code"] == "refused"
+            assert str(older["message"]).startswith("downgrade: ")
+        assert held.updates.written == [whole]
 
 
 async def test_values_of_a_mebibyte_pipelined(tmp_path: Path) -> None:

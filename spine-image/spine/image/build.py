@@ -27,6 +27,7 @@ from spine.image import (
     kernel,
     keys,
     licences,
+    rescue,
     root,
     sbom,
     slot,
@@ -65,10 +66,14 @@ class _Plan:
     boot_key: keys.BootKey
     progress: Progress
 
-    def signed(self, program: bytes) -> bytes:
-        """A program as it goes into a boot volume: every one goes through here, so none is unsigned."""
-        # INV-SECURE-1
-        return authenticode.sign(program, self.boot_key.secret, self.boot_key.certificate)
+    def signed(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The files of a boot volume, each program of them signed."""
+        secret, certificate = self.boot_key.secret, self.boot_key.certificate
+        return {
+            # INV-SECURE-1
+            path: authenticode.sign(data, secret, certificate) if data[:2] == b"MZ" else data
+            for path, data in files.items()
+        }
 
     def own(self) -> list[str]:
         """Our own files that go into the root, or that it is made by."""
@@ -120,12 +125,8 @@ def build(
     fragment = sources.read(kernel.FRAGMENT).decode()
     kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
     image_key = digest(
-        "image",
-        root_key,
-        kernel_key,
-        plan.recipe(),
-        sources.read(inputs.LOCK),
-        _boot_key(plan),
+        *("image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)),
+        sources.digest(*rescue.FILES),
         plan.boot_key.der,
     )
 
@@ -217,13 +218,15 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
         packed = (made_root / "root.squashfs").read_bytes()
         bzimage = (made_kernel / "bzImage").read_bytes()
         ukis = {
-            name: plan.signed(
-                _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
-            )
+            name: _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
             for name in SLOTS
         }
-        loader = plan.signed(programs[LOADER])
-        volumes = {name: disk.volume(name, loader, ukis[name]) for name in SLOTS}
+        rescuer = rescue.make(directory, *(plan.sources.read(path) for path in rescue.FILES))
+        # All that a firmware is to start, and so all that is to be signed for it, is in these files.
+        volumes = {
+            name: plan.signed(disk.volume(name, programs[LOADER], ukis[name], rescuer)) for name in SLOTS
+        }
+        ukis = {name: files[disk.program_path(name)] for name, files in volumes.items()}
         boots = {
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
         }
@@ -264,7 +267,7 @@ def _sbom(plan: _Plan, made_root: Path, directory: Path) -> bytes:
     }
     [boot] = plan.locked.of("boot")
     said[f"deb:{boot.name}"] = licences.of_deb(boot.name, inputs.fetch_package(plan.cache, boot))
-    paths_ = [*plan.own(), kernel.FRAGMENT, inputs.LOCK, inputs.PYTHON_LOCK]
+    paths_ = [*plan.own(), *rescue.FILES, kernel.FRAGMENT, inputs.LOCK, inputs.PYTHON_LOCK]
     own = [(path, plan.sources.read(path)) for path in paths_]
     return sbom.document(plan.facts.release(), plan.locked, said, own, file_digest(directory / "spine.img"))
 

@@ -52,6 +52,7 @@ class Partition:
 # small on purpose: a development disk; they are sparse until written. The order is the firmware's: it tries
 # the first volume that it can read, and the other when it cannot load a boot loader from there.
 PARTITIONS = (
+    # INV-RESCUE-3
     Partition("boot-a", 24 * MIB, _TYPE_ESP),
     Partition("boot-b", 24 * MIB, _TYPE_XBOOTLDR),
     Partition("slot-a", 48 * MIB, name_id("type slot")),
@@ -108,6 +109,8 @@ def entry_name(slot: str) -> str:
 
 LOADER_PATH = "EFI/BOOT/BOOTX64.EFI"
 PROGRAMS = "EFI/Linux"
+# Without a counter: a rescue that could be used up would be none.
+RESCUE_PATH = f"{PROGRAMS}/spine-rescue.efi"
 
 
 def program_path(slot: str) -> str:
@@ -115,9 +118,14 @@ def program_path(slot: str) -> str:
     return f"{PROGRAMS}/{entry_name(slot)}"
 
 
-def volume(slot: str, loader: bytes, uki: bytes) -> dict[str, bytes]:
+def volume(slot: str, loader: bytes, uki: bytes, rescue: bytes) -> dict[str, bytes]:
     """All files of a slot's boot volume, by their paths: everything that a firmware can start from it."""
-    return {LOADER_PATH: loader, "loader/loader.conf": LOADER_CONF, program_path(slot): uki}
+    return {
+        LOADER_PATH: loader,
+        "loader/loader.conf": LOADER_CONF,
+        program_path(slot): uki,
+        RESCUE_PATH: rescue,
+    }
 
 
 def make_boot(directory: Path, slot: str, files: Mapping[str, bytes], epoch: int) -> Path:

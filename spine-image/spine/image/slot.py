@@ -174,13 +174,11 @@ def manifest_offset(superblock: bytes) -> int:
     return root + tree
 
 
-def read(slot: bytes, verify: Callable[[bytes, bytes], None]) -> tuple[dict[str, object], list[Part]]:
-    """The manifest and parts of a slot, signature and every hash checked; SlotError when one is wrong.
+def opened(block: bytes, verify: Callable[[bytes, bytes], None]) -> tuple[dict[str, object], list[Part]]:
+    """The manifest in its block and the parts that it names, the signature checked; SlotError.
 
     `verify(signature, message)` raises SlotError for a signature that is not right.
     """
-    at = manifest_offset(slot[:96])
-    block = slot[at : at + MANIFEST_SIZE]
     if len(block) < MANIFEST_SIZE:
         raise SlotError("the slot ends before its manifest")
     magic, length, signature = _HEAD.unpack_from(block)
@@ -192,7 +190,17 @@ def read(slot: bytes, verify: Callable[[bytes, bytes], None]) -> tuple[dict[str,
     if any(block[_HEAD.size + length :]):
         raise SlotError("something lies behind the manifest's text")
     manifest = json.loads(text)
-    parts = [Part(name, *row) for name, row in sorted(manifest["parts"].items(), key=lambda item: item[1][0])]
+    rows = sorted(manifest["parts"].items(), key=lambda item: item[1][0])
+    return manifest, [Part(name, *row) for name, row in rows]
+
+
+def read(slot: bytes, verify: Callable[[bytes, bytes], None]) -> tuple[dict[str, object], list[Part]]:
+    """The manifest and parts of a slot, signature and every hash checked; SlotError when one is wrong.
+
+    `verify(signature, message)` raises SlotError for a signature that is not right.
+    """
+    at = manifest_offset(slot[:96])
+    manifest, parts = opened(slot[at : at + MANIFEST_SIZE], verify)
     end = 0
     for part in parts:
         data = slot[part.offset : part.offset + part.length]

@@ -430,7 +430,10 @@ def _shown(found: Persona, key: bytes, verdict: str) -> str:
     return f"{found.name} {found.version}: {found.summary}\n\n{listed}"
 
 
-_GRANTS = {"focus": "passing the focus to another persona"}
+_GRANTS = {
+    "focus": "passing the focus to another persona",
+    "update": "bringing updates of the system, and starting it anew with them",
+}
 
 
 def _document(found: Persona, key: bytes, verdict: str) -> Answer:

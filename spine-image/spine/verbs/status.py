@@ -27,6 +27,20 @@ SECURE_BOOT = {
     "off": "SECURE BOOT OFF: who has the disk in hand can replace the kernel   (docs/keys.md)",
     "unknown": "secure boot unknown: the kernel cannot ask; take it for off   (docs/keys.md)",
 }
+# What `--json` says of both pairs of slot and boot volume.
+PAIRS = ("standing", "blessed", "lost", "update", "replacing", "writtenBytes", "totalBytes", "report")
+# What it means for a person.
+STANDING = {
+    "waiting": "the boot is not confirmed healthy yet",
+    "reading": "slots and boot volumes are being read",
+    "working": "what is not as it should be is put right",
+    "blessed": "both are verified, hold the same release and have all tries",
+    "update": "a newer release waits for the next restart",
+    "irreplaceable": "what is not as it should be cannot be written",
+    "lost": "no slot is verified; write the image anew",
+    "leaving": "restarting into the other pair",
+    "none": "there are no slots here",
+}
 NOBODY = "nobody has the focus   (./spine focus NAME)"
 
 HELP = "what runs: ground, slot, organs, rooms, focus"
@@ -112,6 +126,7 @@ def document(
         },
         # on, off, unknown; null: no firmware is asked (a container, or an image that is older than this).
         "secureBoot": None if boot.get("secureBoot") is None else _text(boot["secureBoot"]),
+        "pairs": _pairs(slots),
         "checked": {str(row["name"]): row for row in _rows(slots["checked"] if slots else [])},
         "organs": organs,
         "focus": None if rooms is None else _text(rooms["focus"]) or None,
@@ -124,6 +139,21 @@ def document(
         # All of the spine's processes. A page that several share counts in parts: the sum is what they take.
         "memory": {"totalKiB": sum(int(_number(kib)) for kib in pss.values())},
     }
+
+
+def _pairs(slots: Told | None) -> dict[str, object] | None:
+    """Where the two pairs of slot and boot volume stand, without what is said of each device."""
+    return None if slots is None else {name: slots[name] for name in PAIRS}
+
+
+def _standing(pairs: Told) -> str:
+    text = f"{pairs['standing']}: {STANDING[_text(pairs['standing'])]}"
+    if pairs["replacing"]:
+        done, total = _number(pairs["writtenBytes"]), _number(pairs["totalBytes"])
+        text += f"; {pairs['replacing']} is being written, {done * 100 // max(total, 1):.0f} %"
+    if pairs["report"]:
+        text += f"; last: {pairs['report']}"
+    return text
 
 
 def page(found: Mapping[str, object]) -> str:
@@ -140,6 +170,8 @@ def page(found: Mapping[str, object]) -> str:
     ]
     if found["secureBoot"] is not None:
         lines.append(f"firmware  {SECURE_BOOT.get(_text(found['secureBoot']), SECURE_BOOT['unknown'])}")
+    if found["pairs"] is not None:
+        lines.append(f"pairs     {_standing(_object(found['pairs']))}")
     for name, row in _object(found["checked"]).items():
         checked = _object(row)
         why = f": {checked['detail']}" if checked["detail"] else ""
