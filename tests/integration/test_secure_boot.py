@@ -99,7 +99,8 @@ def flipped(section: str) -> Callable[[bytes], bytes]:
     """One bit of the last byte of a section."""
 
     def how(program: bytes) -> bytes:
-        found = next(one for one in uki.sections(program) if one.name == section)
+        # A program without such a section (the rescue) has another one changed.
+        found = next((one for one in uki.sections(program) if one.name == section), uki.sections(program)[0])
         out = bytearray(program)
         out[found.offset + len(found.data) - 1] ^= 1
         return bytes(out)
@@ -108,8 +109,9 @@ def flipped(section: str) -> Callable[[bytes], bytes]:
 
 
 def slower_watchdog(program: bytes) -> bytes:
-    """A change of the kernel's command line that harms nobody."""
-    assert program.count(b" watchdog_thresh=30 ") == 1
+    """A change of the kernel's command line that harms nobody; the rescue, which has none, is cut short."""
+    if program.count(b" watchdog_thresh=30 ") != 1:
+        return program[:-8]
     return program.replace(b" watchdog_thresh=30 ", b" watchdog_thresh=31 ")
 
 

@@ -66,10 +66,14 @@ class _Plan:
     profile: str
     progress: Progress
 
-    def signed(self, program: bytes) -> bytes:
-        """A program as it goes into a boot volume: every one goes through here, so none is unsigned."""
-        # INV-SECURE-1
-        return authenticode.sign(program, self.boot_key.secret, self.boot_key.certificate)
+    def signed(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The files of a boot volume, each program of them signed."""
+        secret, certificate = self.boot_key.secret, self.boot_key.certificate
+        return {
+            # INV-SECURE-1
+            path: authenticode.sign(data, secret, certificate) if data[:2] == b"MZ" else data
+            for path, data in files.items()
+        }
 
     def own(self) -> list[str]:
         """Our own files that go into the root, or that it is made by."""
@@ -216,16 +220,17 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
         packed = (made_root / "root.squashfs").read_bytes()
         bzimage = (made_kernel / "bzImage").read_bytes()
         ukis = {
-            name: plan.signed(
-                _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
-            )
+            name: _uki(plan, name, programs[STUB], bzimage, _number(about, "blocks"), str(about["rootHash"]))
             for name in SLOTS
         }
         texts = [plan.sources.read(path) for path in rescue.FILES]
         first, rescuer = (rescue.make(directory, *texts, first=first) for first in (True, False))
-        # All that a firmware starts is signed for it.
-        first, rescuer, loader = map(plan.signed, (first, rescuer, programs[LOADER]))
-        volumes = {name: disk.volume(name, first, loader, ukis[name], rescuer) for name in SLOTS}
+        # All that a firmware is to start, and so all that is to be signed for it, is in these files.
+        volumes = {
+            name: plan.signed(disk.volume(name, first, programs[LOADER], ukis[name], rescuer))
+            for name in SLOTS
+        }
+        ukis = {name: files[disk.program_path(name)] for name, files in volumes.items()}
         boots = {
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
         }

@@ -28,6 +28,10 @@ _SECTION = struct.Struct("<8sIIIIIIHHI")
 # Initialised data, readable: the firmware maps it, nobody runs or writes it.
 _SECTION_FLAGS = 0x40000040
 
+_FILE_ALIGN_MAX = 1 << 16
+_MEMORY_ALIGN_MAX = 1 << 21
+_ADDRESS_MAX = 0xFFFF_FFFF - _MEMORY_ALIGN_MAX
+
 # The kernel refuses a longer value of one parameter (kernel/params.c).
 TABLE_MAX = 1024
 # COMMAND_LINE_SIZE of x86, less the closing NUL.
@@ -79,8 +83,9 @@ def append(stub: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
     head = coff + _COFF_END
     memory_align, file_align = struct.unpack_from("<II", stub, head + _OPTIONAL_SECTION_ALIGNMENT)
     [headers] = struct.unpack_from("<I", stub, head + _OPTIONAL_HEADERS_SIZE)
-    if not memory_align or not file_align:
-        raise ValueError("not a PE program: it is aligned to nothing")
+    # What the format allows, and the largest page: more would only make the program large.
+    if not _power(file_align, _FILE_ALIGN_MAX) or not _power(memory_align, _MEMORY_ALIGN_MAX):
+        raise ValueError("not a PE program: it is aligned to what no program is")
     table = head + optional
     address = 0
     end = headers
@@ -96,6 +101,7 @@ def append(stub: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
     out = bytearray(stub[:end])
     struct.pack_into("<II", out, coff + _COFF_SYMBOLS, 0, 0)
     grown = 0
+    [initialized] = struct.unpack_from("<I", stub, head + _OPTIONAL_INITIALIZED)
     for index, (name, data) in enumerate(added, count):
         encoded = name.encode("ascii")
         if len(encoded) > 8 or not data:
@@ -103,16 +109,22 @@ def append(stub: bytes, added: Sequence[tuple[str, bytes]]) -> bytes:
         out += bytes(-len(out) % file_align)
         address += -address % memory_align
         raw = len(data) + -len(data) % file_align
+        if max(address + len(data), len(out) + raw, initialized + grown + raw) > _ADDRESS_MAX:
+            raise ValueError("the program is too large")
         row = _SECTION.pack(encoded, len(data), address, raw, len(out), 0, 0, 0, 0, _SECTION_FLAGS)
         out[table + index * _SECTION.size : table + (index + 1) * _SECTION.size] = row
         out += data + bytes(raw - len(data))
         address += len(data)
         grown += raw
     struct.pack_into("<H", out, coff + _COFF_SECTIONS, count + len(added))
-    [initialized] = struct.unpack_from("<I", out, head + _OPTIONAL_INITIALIZED)
     struct.pack_into("<I", out, head + _OPTIONAL_INITIALIZED, initialized + grown)
     struct.pack_into("<I", out, head + _OPTIONAL_IMAGE_SIZE, address + -address % memory_align)
     return bytes(out)
+
+
+def _power(number: int, limit: int) -> bool:
+    """Whether it is a power of two up to a limit."""
+    return 0 < number <= limit and not number & (number - 1)
 
 
 def _headers(program: bytes) -> tuple[int, int, int, int]:

@@ -113,7 +113,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.container and (args.log_writes or args.no_restart or args.secure_boot or args.profile != "qemu"):
         raise SpineError(
             "--log-writes, --no-restart, --secure-boot and --profile are for the machine",
-            "a container has the host's kernel, no firmware, does not reset itself; powercut needs no log there",
+            "a container has the host's kernel, no firmware and no reset; a power cut needs no log there",
             "./spine boot --container",
             Exit.USAGE,
         )

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 # What `--json` says of each slot and boot volume.
 CHECKED = ("name", "verdict", "detail", "differs", "how")
+# What Secure Boot being on or not means, where there is a firmware.
+SECURE_BOOT = {
+    "on": "secure boot on: it starts what its keys signed, and nothing else",
+    "off": "SECURE BOOT OFF: who has the disk in hand can replace the kernel   (docs/keys.md)",
+    "unknown": "secure boot unknown: the kernel cannot ask; take it for off   (docs/keys.md)",
+}
 # What `--json` says of both pairs of slot and boot volume.
 PAIRS = ("standing", "blessed", "lost", "update", "replacing", "writtenBytes", "totalBytes", "report")
 # What it means for a person.
@@ -35,12 +41,6 @@ STANDING = {
     "lost": "no slot is verified; write the image anew",
     "leaving": "restarting into the other pair",
     "none": "there are no slots here",
-}
-# What Secure Boot being on or not means, where there is a firmware.
-SECURE_BOOT = {
-    "on": "secure boot on: it starts what its keys signed, and nothing else",
-    "off": "SECURE BOOT OFF: who has the disk in hand can replace the kernel   (docs/keys.md)",
-    "unknown": "secure boot unknown: the kernel cannot ask; take it for off   (docs/keys.md)",
 }
 NOBODY = "nobody has the focus   (./spine focus NAME)"
 
