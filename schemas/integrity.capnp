@@ -64,11 +64,21 @@ interface Integrity @0x8f47a3d2c91be056 {
   # Reads the slots and the boot entries; confirms a healthy boot.
 
   slots @0 () -> (active :Text, rootHash :Text, verified :Bool, entries :List(Entry),
-      checked :List(Checked))
+      checked :List(Checked), standing :Text, blessed :Bool, lost :Bool, update :Text, replacing :Text,
+      writtenBytes :UInt64, totalBytes :UInt64, report :Text)
     $callers(["operator"]) $deadlineMs(5000) $idempotent;
   # What reading both slots and their boot volumes came to (`checked`, the slots first). The slot that runs (`a`,
   # `b`, or empty where there are none), the root hash it was started with, whether the kernel verifies every read
   # against it, and the boot entries of both volumes.
+  #
+  # Where things stand is `standing`: `waiting` (the boot is not healthy yet), `reading`, `working` (something is put
+  # right), `blessed` (both pairs of slot and boot volume are verified, hold the same release and have all tries; then
+  # `blessed` is true), `update` (the pair that does not run holds a newer release that was not started yet),
+  # `irreplaceable` (a pair is not as it should be and cannot be written), `lost` (there is no verified slot to go on
+  # with; then `lost` is true), `leaving` (a restart was asked for) or `none` (there are no slots here). `update` says
+  # what the other pair is to the one that runs: `none`, `pending` or `failed` (all its tries were used up).
+  # `replacing` is the device that is being written, `writtenBytes` of `totalBytes` are; it is empty while none is.
+  # `report` is the last thing that was done, or could not be done and why.
 
   personas @1 () -> (personas :List(Persona))
     $callers(["operator", "freezer"]) $deadlineMs(5000) $idempotent;

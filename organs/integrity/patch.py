@@ -1,4 +1,4 @@
-"""One sector of a boot volume, changed in place: the only write this organ makes.
+"""One sector of a boot volume, changed in place: how a counter is set.
 
 The volume is not mounted, here or anywhere: names are found by `organs/integrity/fat.py`, the digits to
 change by `organs/integrity/rearm.py`. A counter's two digits lie in one 512-byte sector, which a device

@@ -19,7 +19,7 @@
  */
 
 #ifndef FIRST
-/* How the boot loader sorts it: behind every pair that has a try left, whatever its version, and before all
+/* INV-RESCUE-1. How the boot loader sorts it: behind every pair that has a try left, whatever its version, and before all
  * that have none. It has no counter in its name: a rescue that could be used up would be none. */
 #define RELEASE "ID=alpine-spine-rescue\nVERSION_ID=0\nPRETTY_NAME=\"Alpine-Spine rescue\"\n"
 __attribute__((section(".osrel"), used)) static const char release[sizeof RELEASE - 1] = RELEASE;
@@ -445,7 +445,7 @@ API status efi_main(handle own, struct system *system)
 	if (!bs->protocol(own, &LOADED_IMAGE, (void **)&image))
 		begin(own, image->device);
 #endif
-	/* The firmware would restart a program that is still here after five minutes. */
+	/* INV-RESCUE-2. The firmware would restart a program that is still here after five minutes. */
 	bs->watchdog(0, 0, 0, NULL);
 	st->out->clear(st->out);
 	for (;;) {

@@ -118,6 +118,11 @@ def made(directory: Path) -> bytes:
     root[40:48] = len(root).to_bytes(8, "little")
     tree = hashlib.shake_128(b"tree").digest(slot.manifest_offset(bytes(root[:96])) - len(root))
     programs = disks.programs("1")
-    esp = disk.make_esp(directory, disks.LOADER, programs, disks.EPOCH).read_bytes()
-    data, _ = slot.compose(bytes(root), tree, programs, esp, {"version": "1"}, disks.KEY.sign)
+    boots = {
+        name: disk.make_boot(
+            directory, name, disk.volume(name, disks.FIRST, disks.LOADER, data, disks.RESCUE), disks.EPOCH
+        ).read_bytes()
+        for name, data in programs.items()
+    }
+    data, _ = slot.compose(bytes(root), tree, programs, boots, {"version": "1"}, disks.KEY.sign)
     return data + bytes(SLOT_BYTES - len(data))

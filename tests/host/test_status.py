@@ -36,6 +36,14 @@ TOLD = {
 }
 SLOTS = {
     "active": "b",
+    "standing": "working",
+    "blessed": False,
+    "lost": False,
+    "update": "none",
+    "replacing": "slot-a",
+    "writtenBytes": 30,
+    "totalBytes": 120,
+    "report": "replacing slot-a and boot-a from slot-b",
     "checked": [
         {
             "name": "slot-a",
@@ -129,6 +137,7 @@ def test_the_contract() -> None:
         },
     }
     assert found["data"] == {"closed": None, "damaged": {}}
+    assert found["pairs"] == {name: SLOTS[name] for name in status.PAIRS}
     assert found["checked"] == {
         "slot-a": {
             "name": "slot-a",
@@ -184,6 +193,7 @@ def test_the_page_says_the_same() -> None:
         "gate",
         "waiting",
         "7000 KiB",
+        "pairs     working: what is not as it should be is put right; slot-a is being written, 25 %; last: ",
         "slot-a    tampered: not: root",
         "slot-b    verified\n",
         "boot-a    pending\n",

@@ -60,7 +60,7 @@ def test_content_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("slot", UKIS)
 def test_a_boot_volume_is_whole_and_its_own_program_carries_the_counter(tmp_path: Path, slot: str) -> None:
-    files = disk.volume(slot, b"MZ-loader", UKIS[slot], b"MZ-rescue")
+    files = disk.volume(slot, b"MZ-first", b"MZ-loader", UKIS[slot], b"MZ-rescue")
     image = disk.make_boot(tmp_path, slot, files, EPOCH)
     tool("fsck.fat", "-n", image)
     listing = tool("mdir", "-b", "-/", "-i", image, "::")
@@ -108,7 +108,7 @@ def test_the_same_parts_give_the_same_bytes(tmp_path: Path) -> None:
         place = tmp_path / name
         place.mkdir()
         parts = {
-            f"boot-{slot}": disk.make_boot(place, slot, disk.volume(slot, b"MZ", uki, b"MZ-rescue"), EPOCH)
+            f"boot-{slot}": disk.make_boot(place, slot, disk.volume(slot, b"MZ", b"MZ", uki, b"MZ-r"), EPOCH)
             for slot, uki in UKIS.items()
         }
         persist = disk.make_persist(place, EPOCH)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from organs import layout, persona
-from spine.image import authenticode, build, disk, keys, slot, uki, verity
+from spine import paths
+from spine.image import authenticode, build, disk, keys, rescue, slot, uki, verity
 from spine.image.cache import file_digest
 from spine.progress import Progress
 
@@ -99,6 +100,28 @@ def test_both_slots_hold_the_same_signed_bytes(image: Path) -> None:
         assert slot.boot_image(data, manifest, parts, name) == partition(image, f"boot-{name}")
     root = next(part for part in parts if part.name == "root")
     assert verity.tree(data[: root.length]).root_hash == manifest["rootHash"]
+
+
+@pytest.mark.parametrize("name", build.SLOTS)
+def test_a_boot_volume_has_its_own_program_and_the_rescue_and_nothing_else(
+    image: Path, tmp_path: Path, name: str
+) -> None:
+    volume = tmp_path / "volume"
+    volume.write_bytes(partition(image, f"boot-{name}"))
+
+    def mtools(*words: str) -> bytes:
+        return subprocess.run([*words[:1], "-i", volume, *words[1:]], capture_output=True, check=True).stdout
+
+    listed = mtools("mdir", "-b", "-/", "::").decode().split("\n")
+    files = {line.removeprefix("::/") for line in listed if line and not line.endswith("/")}
+    assert files == {
+        disk.LOADER_PATH,
+        "loader/loader.conf",
+        f"EFI/Linux/spine-{name}+3-0.efi",
+        "EFI/Linux/spine-rescue.efi",
+    }
+    texts = ((paths.ROOT / path).read_bytes() for path in rescue.FILES)
+    assert mtools("mcopy", f"::{disk.RESCUE_PATH}", "-") == rescue.make(tmp_path, *texts)
 
 
 def test_each_program_trusts_its_own_slot(image: Path) -> None:

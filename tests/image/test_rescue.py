@@ -11,7 +11,7 @@ import pytest
 from spine import paths
 from spine.errors import SpineError
 from spine.image import disk, rescue, uki
-from tests.image import loader, test_uki
+from tests.image import loader
 
 SOURCE, SCRIPT = ((paths.ROOT / path).read_bytes() for path in rescue.FILES)
 # Where the optional header begins, from the COFF header (Microsoft, "PE Format").
@@ -88,7 +88,7 @@ def volumes(
     made = []
     for letter, counter, version in zip("ab", counters, versions, strict=True):
         about = f"ID=alpine-spine\nVERSION_ID={version}\n".encode()
-        files = disk.volume(letter, b"MZ", uki.append(test_uki.stub(), [(".osrel", about)]), program)
+        files = disk.volume(letter, b"MZ", b"MZ", uki.append(stub(), [(".osrel", about)]), program)
         fresh = disk.program_path(letter)
         made.append({path.replace(disk.COUNTER, counter): data for path, data in files.items()})
         assert fresh in files
@@ -112,6 +112,7 @@ def last_resort(found: tuple[Mapping[str, bytes], ...]) -> str | None:
     return None
 
 
+@pytest.mark.proves("INV-RESCUE-1")
 def test_it_comes_after_every_try_and_before_every_pair_that_has_none(program: bytes) -> None:
     for counters in itertools.product(COUNTERS, COUNTERS):
         for versions in itertools.product(VERSIONS, VERSIONS):
@@ -138,7 +139,7 @@ def test_a_rescue_with_a_counter_would_be_seen(program: bytes, tmp_path: Path) -
 
 
 def test_no_default_switches_the_counting_off(program: bytes) -> None:
-    conf = disk.volume("a", b"MZ", b"MZ", program)["loader/loader.conf"].decode()
+    conf = disk.volume("a", b"MZ", b"MZ", b"MZ", program)["loader/loader.conf"].decode()
     keys = {line.split()[0] for line in conf.splitlines()}
     assert not keys & {"default", "preferred"}
     assert {"timeout 0", "editor no"} <= set(conf.splitlines())

@@ -152,8 +152,8 @@ def ground(tmp_path: Path) -> Iterator[Container]:
 
 
 def booted(ground: Container, out: Path, persist: Path) -> Live:
-    root, _empty, esp = ground.provision(out, fresh=True)
-    ground.start(root, persist, esp)
+    root, _empty = ground.provision(out, fresh=True)
+    ground.start(root, persist, pairs=ground.pairs(out, fresh=True))
     ground.wait_ready()
     return Live("container", ground)
 
@@ -163,8 +163,8 @@ def stored(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file system as a gate leaves it that has kept something of two personas."""
     ground = Container(tmp_path_factory.mktemp("stored") / "ground")
     try:
-        root, persist, esp = ground.provision(out, fresh=True)
-        ground.start(root, persist, esp)
+        root, persist = ground.provision(out, fresh=True)
+        ground.start(root, persist, pairs=ground.pairs(out, fresh=True))
         ground.wait_ready()
         live = Live("container", ground)
         for persona in ("linda", "ben"):
@@ -356,11 +356,13 @@ def test_a_device_that_fails_is_tried_again_and_then_left_alone(
 def test_the_partition_of_the_personas_ends_nobody(
     ground: Container, out: Path, stored: Path, tmp_path: Path, what: str
 ) -> None:
-    root, _empty, _esp = ground.provision(out, fresh=True)
+    root, _empty = ground.provision(out, fresh=True)
     size = 8 << 20
     noise = random.Random(3).randbytes(size)
-    esp = tmp_path / "esp.img"
-    esp.write_bytes(noise)
+    pairs = {}
+    for name in ("boot-a", "boot-b"):
+        pairs[name] = tmp_path / name
+        pairs[name].write_bytes(noise)
     made = {
         "noise": noise,
         "zeroes": bytes(size),
@@ -369,7 +371,7 @@ def test_the_partition_of_the_personas_ends_nobody(
     }
     ground.personas.write_bytes(made[what][:size])
     persist = Path(shutil.copy(stored, tmp_path / "persist.img"))
-    ground.start(root, persist, esp)
+    ground.start(root, persist, pairs=pairs)
     ground.wait_ready()
     live = Live("container", ground)
     for method in ("integrity.personas", "integrity.slots", "freezer.rooms"):

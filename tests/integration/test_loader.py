@@ -73,13 +73,13 @@ def stand_ins(
 ) -> Path:
     """A disk with the image's own boot loader and configuration, our rescue, and stand-ins for the slots."""
     made = tmp_path / "disk.img"
-    rescuer = rescue.make(tmp_path, source, SCRIPT)
+    first, rescuer = (rescue.make(tmp_path, source, SCRIPT, first=first) for first in (True, False))
     volumes: dict[str, bytes | Path] = {}
     for letter, counter, version in zip("ab", counters, versions, strict=True):
         name = f"boot-{letter}"
         loader = mtools(image, name, "mcopy", f"::{disk.LOADER_PATH}", "-")
         marker = MARKER.replace(b"WHICH", letter.encode()).replace(b"=VERSION", f"={version}".encode())
-        files = disk.volume(letter, loader, rescue.make(tmp_path, marker, SCRIPT), rescuer)
+        files = disk.volume(letter, first, loader, rescue.make(tmp_path, marker, SCRIPT), rescuer)
         assert mtools(image, name, "mcopy", "::loader/loader.conf", "-") in files.values()
         renamed = {path.replace(disk.COUNTER, counter): data for path, data in files.items()}
         volumes[name] = disk.make_boot(tmp_path, letter, renamed, EPOCH)
@@ -92,7 +92,7 @@ def started(machine: Machine) -> str:
     return "".join(re.findall(r"started ([ab])", machine.console.text()))
 
 
-@pytest.mark.proves("INV-SLOT-10")
+@pytest.mark.proves("INV-RESCUE-1")
 @pytest.mark.parametrize(
     ("boot", "counters", "versions", "order", "left"),
     [
@@ -119,7 +119,7 @@ def test_every_try_of_both_volumes_is_counted_and_then_comes_the_rescue(
     assert names(made) == {*(f"spine-{name}.efi" for name in left), "spine-rescue.efi"}
 
 
-@pytest.mark.proves("INV-SLOT-10")
+@pytest.mark.proves("INV-RESCUE-3")
 def test_a_boot_volume_that_is_gone_is_no_end(image: Path, tmp_path: Path, machine: Machine) -> None:
     assert Boot.NO_BOOT_A
     made = stand_ins(image, tmp_path, ("+3-0", "+2-0"))
@@ -155,6 +155,7 @@ def reset_within(machine: Machine, patience_s: int) -> bool:
     return False
 
 
+@pytest.mark.proves("INV-RESCUE-2")
 @pytest.mark.parametrize("patient", [True, False])
 def test_the_rescue_waits_for_longer_than_the_firmware_would(
     image: Path, tmp_path: Path, machine: Machine, patient: bool
@@ -170,7 +171,8 @@ def test_the_rescue_waits_for_longer_than_the_firmware_would(
     assert reset_within(machine, PATIENCE_S) is not patient
 
 
-@pytest.mark.proves("INV-SLOT-10")
+@pytest.mark.proves("INV-RESCUE-1")
+@pytest.mark.proves("INV-RESCUE-2")
 def test_when_both_pairs_are_spent_a_person_is_told_and_can_try_one_again(
     image: Path, tmp_path: Path, machine: Machine
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the running spine says of its slots and boot volumes, on both grounds; and of a slot that rotted.
+"""What the running spine makes of its slots and boot volumes, on both grounds: whole, rotted, wiped, lost.
 
 The container gets slots and boot volumes that the image's own code makes around the root it runs, with
 programs that stand in: no kernel is built for it.
@@ -7,7 +7,8 @@ programs that stand in: no kernel is built for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.integration.live import Live, spine, within
 NAMES = ("slot-a", "slot-b", "boot-a", "boot-b")
 SLOT_BYTES = 48 * 1024 * 1024
 EPOCH = 1_700_000_000
+# deaths_max of the manifest, less one: the next would be a panic.
+DEATHS = 2
 
 
 def rows(live: Live) -> dict[str, dict[str, object]]:
@@ -75,7 +78,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     ukis = {name: f"program {name} ".encode() * 50_000 for name in ("a", "b")}
     loader = b"MZ" + bytes(range(256)) * 300
     boots = {
-        name: disk.make_boot(made, name, disk.volume(name, loader, uki, b"MZ-rescue"), EPOCH)
+        name: disk.make_boot(made, name, disk.volume(name, b"MZ-first", loader, uki, b"MZ-rescue"), EPOCH)
         for name, uki in ukis.items()
     }
     key = keys.release_key()
@@ -104,55 +107,139 @@ def ground(tmp_path: Path) -> Iterator[Container]:
     made.kill()
 
 
-def booted(ground: Container, parts: Mapping[str, Path]) -> Live:
+def blessed(live: Live) -> dict[str, object]:
+    """What integrity says once nothing is left to do."""
+    found: dict[str, object] = {}
+
+    def settled() -> bool:
+        found.update(live.call("integrity.slots"))
+        assert found["standing"] not in ("lost", "irreplaceable", "leaving"), found
+        return found["blessed"] is True
+
+    within("both pairs are as they should be", settled)
+    return found
+
+
+def log(live: Live) -> bytes:
+    text = live.call("operator.log", organ="integrity", bytes=8192)["text"]
+    assert isinstance(text, bytes)
+    return text
+
+
+def flipped(path: Path, at: int) -> None:
+    """Turn one byte of a file over."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0xFF]))
+
+
+def zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def start(ground: Container, parts: Mapping[str, Path], damage: Callable[[dict[str, Path]], None]) -> Live:
+    """A container with devices that were damaged before."""
     _root, persist = ground.provision(parts["root"].parent, fresh=True)
     pairs = {name: ground.directory / f"{name}.img" for name in NAMES}
     for name, path in pairs.items():
+        path.unlink(missing_ok=True)
         sparse_copy(parts[name], path)
+    damage(pairs)
     ground.start(parts["root"], persist, pairs=pairs)
     ground.wait_ready()
     return Live("container", ground)
 
 
+def same(ground: Container, parts: Mapping[str, Path]) -> bool:
+    """Every device is what the image's code made, bit for bit: in a container nothing counts boots."""
+    return all((ground.directory / f"{name}.img").read_bytes() == parts[name].read_bytes() for name in NAMES)
+
+
 @pytest.mark.container
 @pytest.mark.proves("INV-SLOT-5")
 @pytest.mark.proves("INV-SLOT-8")
-def test_a_slot_and_a_file_of_a_boot_volume_that_rotted_are_named(
-    ground: Container, parts: Mapping[str, Path], tmp_path: Path
+def test_a_slot_and_a_file_of_a_boot_volume_that_rotted_are_named_and_replaced(
+    ground: Container, parts: Mapping[str, Path]
 ) -> None:
-    live = booted(ground, parts)
-    found = rows(live)
-    assert {name: row["verdict"] for name, row in found.items()} == dict.fromkeys(NAMES, "verified")
-    assert [found[name]["how"] for name in NAMES] == ["direct", "direct", "dropped", "dropped"]
-    generation = live.table()["integrity"]["generation"]
-    assert ground.stop()
+    def damage(pairs: dict[str, Path]) -> None:
+        flipped(pairs["slot-b"], parts["slot-b"].read_bytes().index(b"program b " * 10) + 12_345)
+        flipped(pairs["boot-b"], parts["boot-b"].read_bytes().index(disk.LOADER_CONF) + 8)
 
-    # One byte in the middle of a program of slot B, one in a file of its boot volume.
-    damaged = {**parts, "slot-b": tmp_path / "slot-b", "boot-b": tmp_path / "boot-b"}
-    data = bytearray(parts["slot-b"].read_bytes())
-    at = data.index(b"program b " * 10) + 12_345
-    data[at] ^= 0xFF
-    damaged["slot-b"].write_bytes(data)
-    boot = bytearray(parts["boot-b"].read_bytes())
-    at = boot.index(disk.LOADER_CONF)
-    boot[at + 8] = ord("9")
-    damaged["boot-b"].write_bytes(boot)
-    live = booted(ground, damaged)
-    found = rows(live)
-    assert found["slot-a"]["verdict"] == "verified"
-    assert found["slot-b"] == {
-        "name": "slot-b",
-        "verdict": "tampered",
-        "detail": "not what was signed: uki-b",
-        "differs": ["uki-b"],
-        "how": "direct",
-    }
-    assert found["boot-a"]["verdict"] == "verified"
-    assert found["boot-b"]["verdict"] == "tampered"
-    assert found["boot-b"]["differs"] == ["loader/loader.conf"]
-    # It was said, and nothing else came of it.
+    live = start(ground, parts, damage)
+    generation = live.table()["integrity"]["generation"]
+    found = blessed(live)
+    assert {name: row["verdict"] for name, row in rows(live).items()} == dict.fromkeys(NAMES, "verified")
+    assert [rows(live)[name]["how"] for name in NAMES] == ["direct", "direct", "dropped", "dropped"]
+    assert found["report"] == "replaced slot-b and boot-b from slot-a"
     assert live.table()["integrity"]["generation"] == generation
-    log = live.call("operator.log", organ="integrity", bytes=4096)["text"]
-    assert isinstance(log, bytes)
-    assert b"integrity: slot-b is tampered: not what was signed: uki-b (read direct)" in log
+    said = log(live)
+    for line in (
+        b"slot-b is tampered: not what was signed: uki-b (read direct)",
+        b"boot-b is tampered: changed: loader/loader.conf (read dropped)",
+        b"replacing slot-b and boot-b from slot-a",
+        b"replaced slot-b and boot-b from slot-a",
+        b"blessed",
+    ):
+        assert said.count(b"integrity: " + line) == 1, said
     assert ground.stop()
+    assert same(ground, parts)
+
+
+@pytest.mark.container
+@pytest.mark.proves("INV-SLOT-12")
+def test_boot_volumes_that_are_gone_come_back(ground: Container, parts: Mapping[str, Path]) -> None:
+    def damage(pairs: dict[str, Path]) -> None:
+        zeros(pairs["boot-b"])
+        flipped(pairs["boot-a"], 511)
+
+    live = start(ground, parts, damage)
+    blessed(live)
+    said = log(live)
+    assert said.index(b"replaced boot-b from slot-a") < said.index(b"replacing boot-a from slot-b")
+    assert ground.stop()
+    assert same(ground, parts)
+
+
+@pytest.mark.container
+@pytest.mark.proves("INV-SLOT-13")
+def test_when_both_slots_are_bad_that_is_said_and_nothing_is_written(
+    ground: Container, parts: Mapping[str, Path]
+) -> None:
+    before: dict[str, bytes] = {}
+
+    def damage(pairs: dict[str, Path]) -> None:
+        flipped(pairs["slot-a"], 0)
+        flipped(pairs["slot-b"], 123_456)
+        zeros(pairs["boot-b"])
+        before.update({name: path.read_bytes() for name, path in pairs.items()})
+
+    live = start(ground, parts, damage)
+    within("it is lost", lambda: live.call("integrity.slots")["lost"])
+    assert b"integrity: lost: " in log(live)
+    assert ground.stop()
+    assert {name: (ground.directory / f"{name}.img").read_bytes() for name in NAMES} == before
+
+
+@pytest.mark.container
+@pytest.mark.proves("INV-SLOT-17")
+def test_a_repair_that_is_killed_again_and_again_ends_the_same(
+    ground: Container, parts: Mapping[str, Path]
+) -> None:
+    """As often as one boot forgives deaths; many more kills are in tests/integrity/test_killed.py."""
+    live = start(ground, parts, lambda pairs: flipped(pairs["slot-b"], 123_456))
+    killed = 0
+    while killed < DEATHS:
+        found = live.call("integrity.slots")
+        if found["blessed"]:
+            break
+        if found["replacing"]:
+            before = live.table()["integrity"]
+            live.probe("kill", organ="integrity", signal=9)
+            killed += 1
+            within("it lives again", partial(live.restarted, "integrity", before))
+    assert killed
+    blessed(live)
+    assert ground.stop()
+    assert same(ground, parts)

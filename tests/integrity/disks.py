@@ -19,6 +19,7 @@ PUBLIC = keys.public_bytes(KEY)
 SIZE = 1024 * 1024
 NAMES = ("slot-a", "slot-b", "boot-a", "boot-b")
 EPOCH = 1_700_000_000
+FIRST = b"MZ" + b"first" * 700
 LOADER = b"MZ" + b"loader" * 9000
 RESCUE = b"MZ" + b"rescue" * 900
 
@@ -42,7 +43,7 @@ def made(version: str = "1") -> tuple[bytes, dict[str, bytes], tuple[slot.Part, 
     boots = {}
     with tempfile.TemporaryDirectory() as name:
         for letter, uki in ukis.items():
-            volume = disk.volume(letter, LOADER, uki, RESCUE)
+            volume = disk.volume(letter, FIRST, LOADER, uki, RESCUE)
             boots[letter] = disk.make_boot(Path(name), letter, volume, EPOCH).read_bytes()
     facts = {"version": version, "image": "production"}
     data, parts = slot.compose(root(), b"T" * 4096, ukis, boots, facts, KEY.sign)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from organs.integrity import carried, examine, fat
-from organs.integrity.esp import DIRECTORY
+from organs.integrity.volume import DIRECTORY
 from spine.image import disk
 from tests.integrity import disks
 
@@ -20,25 +20,38 @@ PART = {part.name: part for part in PARTS}
 OWN = [examine.Part(part.name, part.offset, part.length, part.sha256) for part in PARTS]
 
 
+def opened(data: bytes | bytearray = SLOT, key: bytes = disks.PUBLIC) -> carried.Carried:
+    return carried.Carried(disks.reader(data), disks.SIZE, key)
+
+
 @pytest.mark.parametrize("letter", LETTERS)
 def test_it_is_what_lies_on_the_volumes(letter: str) -> None:
-    volumes = carried.files(disks.reader(SLOT), disks.SIZE, disks.PUBLIC, LETTERS)
-    assert tuple(volumes) == LETTERS
+    found = opened()
     contents = {
-        "EFI/BOOT/BOOTX64.EFI": disks.LOADER,
-        "loader/loader.conf": disk.LOADER_CONF,
-        "EFI/Linux/spine-rescue.efi": disks.RESCUE,
-        f"EFI/Linux/spine-{letter}+3-0.efi": disks.programs("1")[letter],
+        path: sha256(data).hexdigest()
+        for path, data in {
+            "EFI/BOOT/BOOTX64.EFI": disks.FIRST,
+            "EFI/systemd/systemd-bootx64.efi": disks.LOADER,
+            "loader/loader.conf": disk.LOADER_CONF,
+            "EFI/Linux/spine-rescue.efi": disks.RESCUE,
+            f"EFI/Linux/spine-{letter}+3-0.efi": disks.programs("1")[letter],
+        }.items()
     }
-    assert {"/".join(file.path): file.digest for file in volumes[letter]} == {
-        **dict.fromkeys(("EFI", "loader", "EFI/BOOT", "EFI/Linux"), DIRECTORY),
-        **{path: sha256(data).hexdigest() for path, data in contents.items()},
+    assert {"/".join(file.path): file.digest for file in found.files(letter)} == {
+        **dict.fromkeys(("EFI", "loader", "EFI/BOOT", "EFI/Linux", "EFI/systemd"), DIRECTORY),
+        **contents,
     }
+    assert found.release().files[letter] == found.files(letter)
+    assert b"".join(found.pieces(letter)) == BOOTS[letter]
+    assert found.layouts[letter].sha256 == sha256(BOOTS[letter]).hexdigest()
 
 
-def test_a_volume_that_the_manifest_does_not_name_is_refused() -> None:
-    with pytest.raises(examine.Unsigned, match="does not say what the boot volume c holds"):
-        carried.files(disks.reader(SLOT), disks.SIZE, disks.PUBLIC, ("c",))
+def test_what_stands_for_all_bytes_and_how_many_there_are() -> None:
+    found, next_one = opened(), opened(disks.made("2")[0])
+    assert found.version == "1"
+    assert found.digest != next_one.digest
+    assert found.length == max(part.offset + part.length for part in PARTS)
+    assert not any(SLOT[found.length :])
 
 
 @pytest.mark.proves("INV-SLOT-6")
@@ -48,31 +61,27 @@ def test_a_changed_bit_of_boot_is_not_believed(at: int, bit: int) -> None:
     data = bytearray(SLOT)
     data[PART["boot"].offset + at] ^= 1 << bit
     with pytest.raises(examine.Unsigned, match="boot is not the one"):
-        carried.files(disks.reader(data), disks.SIZE, disks.PUBLIC, LETTERS)
+        opened(data)
 
 
 def test_another_key_is_refused() -> None:
     with pytest.raises(examine.Unsigned):
-        carried.files(disks.reader(SLOT), disks.SIZE, bytes(32), LETTERS)
+        opened(key=bytes(32))
 
 
 def test_a_file_across_a_program_and_something_else_is_refused() -> None:
     """Programs are believed whole; the bytes of one are in no other file."""
-    length, runs = carried.runs(_text(), OWN, "a")
-    program = next(run for run in runs if run.part == "uki-a")
+    layout = opened().layouts["a"]
+    program = next(run for run in layout.runs if run.part == "uki-a")
     boot = SLOT[PART["boot"].offset :][: PART["boot"].length]
-    image = carried._Image(length, runs, boot)
+    image = carried._Image(layout, boot)
     inside = program.at + 2 * 4096
-    with pytest.raises(examine.Unsigned, match=f"byte {inside} of the boot volume"):
+    with pytest.raises(examine.Unsigned, match=f"byte {inside} of the volume"):
         image.read(inside, 10)
     # The ends of the programs are in `boot`, with the rest of their blocks.
     assert image.read(0, 512) == BOOTS["a"][:512]
-    assert image.read(length - 5, 10) == BOOTS["a"][-5:]
-    assert image.read(length, 10) == b""
-
-
-def _text() -> bytes:
-    return examine.manifest(disks.reader(SLOT), disks.SIZE, disks.PUBLIC).text
+    assert image.read(layout.length - 5, 10) == BOOTS["a"][-5:]
+    assert image.read(layout.length, 10) == b""
 
 
 rows = st.lists(
@@ -87,39 +96,45 @@ rows = st.lists(
     ).map(list),
     max_size=5,
 )
+boot = st.none() | st.fixed_dictionaries(
+    {
+        "runs": rows | st.none(),
+        "length": st.integers(-1, 2**40) | st.none(),
+        "sha256": st.sampled_from(["", "0" * 64]) | st.none(),
+    }
+)
 documents = st.fixed_dictionaries(
     {
-        "boot": st.none()
-        | st.integers()
-        | st.dictionaries(
-            st.sampled_from("ab"),
-            st.none()
-            | st.fixed_dictionaries({"runs": rows | st.none(), "length": st.integers(-1, 2**40) | st.none()}),
-        )
+        "format": st.sampled_from([2, 2, 2, 1, "2", None]),
+        "version": st.none() | st.integers() | st.text(max_size=80),
+        "boot": st.none() | st.integers() | st.dictionaries(st.sampled_from("abc"), boot),
     }
 )
 
 
-@given(documents)
-def test_whatever_it_says_of_the_volumes_it_ends_in_runs_or_a_refusal(document: object) -> None:
+@given(documents | st.dictionaries(st.text(max_size=8), st.none()))
+def test_whatever_it_says_of_the_volumes_it_ends_in_layouts_or_a_refusal(document: object) -> None:
     try:
-        length, found = carried.runs(json.dumps(document).encode(), OWN, "a")
+        version, found = carried.layouts(json.dumps(document).encode(), OWN)
     except examine.Unsigned:
         return
-    for run in found:
-        assert 0 <= run.at <= run.at + run.length <= length <= carried.VOLUME_BYTES_MAX
-        assert 0 <= run.offset <= run.offset + run.length <= PART[run.part].length
+    assert isinstance(version, str)
+    assert set(found) == set(LETTERS)
+    for layout in found.values():
+        for run in layout.runs:
+            assert 0 <= run.at <= run.at + run.length <= layout.length <= carried.VOLUME_BYTES_MAX
+            assert 0 <= run.offset <= run.offset + run.length <= PART[run.part].length
 
 
 @given(runs=rows)
 @settings(deadline=None)
 def test_a_volume_of_any_runs_ends(runs: object) -> None:
     """The image that comes out of them is a volume like any other: walked, or refused."""
+    described = {"runs": runs, "length": 2**25, "sha256": "0" * 64}
+    document = {"format": 2, "version": "1", "boot": {"a": described, "b": described}}
     try:
-        length, found = carried.runs(
-            json.dumps({"boot": {"b": {"runs": runs, "length": 2**25}}}).encode(), OWN, "b"
-        )
-        fat.tree(carried._Image(length, found, bytes(PART["boot"].length)).read)
+        _version, found = carried.layouts(json.dumps(document).encode(), OWN)
+        fat.tree(carried._Image(found["b"], bytes(PART["boot"].length)).read)
     except (examine.Unsigned, fat.BadVolume):
         return
     pytest.fail("a volume without a boot sector was walked")

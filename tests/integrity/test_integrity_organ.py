@@ -1,16 +1,18 @@
-"""The organ: bay0's word arms the counter, `slots` tells what is there."""
+"""The organ: after bay0's word both pairs end as they should be, whatever was damaged."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
 import trio
 
-from organs.integrity import organ, survey
+from organs.integrity import organ, replace, survey
+from organs.integrity.pairs import Pairs
+from organs.integrity.replace import NotReplaced
 from tests.integrity import disks, volumes
 
 ABSENT = [
@@ -37,14 +39,19 @@ def rows(found: Mapping[str, object]) -> list[dict[str, object]]:
     return checked
 
 
+# What ends in one of these goes on by itself no more.
+SETTLED = ("blessed", "update", "irreplaceable", "lost", "leaving", "none", "waiting")
+
+
 class Bench:
-    """A spine that tells words and hands the handlers over."""
+    """A spine that tells words, hears what is asked, and hands the handlers over once all is settled."""
 
     def __init__(self, fds: Mapping[str, int], words: list[str]) -> None:
         self.fds = fds
         self._words = words
         self._heard = trio.Event()
         self.answers: list[dict[str, object]] = []
+        self.asked: list[str] = []
 
     async def told(self) -> AsyncIterator[str]:
         for word in self._words:
@@ -52,11 +59,14 @@ class Bench:
         self._heard.set()
         await trio.sleep_forever()
 
+    def ask(self, word: str) -> None:
+        self.asked.append(word)
+
     async def serve(self, handlers: Mapping[str, organ.Handler]) -> None:
         await self._heard.wait()
         with trio.fail_after(PATIENCE_S):
             found = await handlers["slots"](None, {})
-            while any(row["verdict"] == "pending" for row in rows(found)):
+            while found["standing"] not in SETTLED or any(row["verdict"] == "pending" for row in rows(found)):
                 await trio.sleep(0.01)
                 found = await handlers["slots"](None, {})
         self.answers.append(found)
@@ -78,17 +88,9 @@ def organs_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    path = volumes.make(
-        tmp_path / "boot.img", 32, ["spine-a+2-1.efi", "spine-b+0-3.efi", "rescue.efi"], crowd=3
-    )
-    fd = os.open(path, os.O_RDWR)
-    yield path, fd
-    os.close(fd)
-
-
-async def answer(fds: Mapping[str, int], words: list[str]) -> dict[str, object]:
+async def answer(
+    fds: Mapping[str, int], words: list[str], asked: list[str] | None = None
+) -> dict[str, object]:
     bench = Bench(fds, words)
     try:
         await organ.main(bench)
@@ -98,21 +100,74 @@ async def answer(fds: Mapping[str, int], words: list[str]) -> dict[str, object]:
     except Served:
         pass
     (only,) = bench.answers
+    if asked is None:
+        assert bench.asked == []
+    else:
+        asked += bench.asked
     return only
 
 
+async def kept(paths: Mapping[str, Path], words: tuple[str, ...] = ("healthy",)) -> dict[str, object]:
+    """What an organ says in the end that finds these files."""
+    with disks.opened(paths) as fds:
+        return await answer(fds, list(words))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Path]:
+    return disks.files(tmp_path)
+
+
+def boot(organs_json: Path, slot: str | None, *, healthy: bool = False) -> None:
+    """What bay0 wrote down."""
+    facts = {"slot": slot, "rootHash": None, "verified": slot is not None, "healthy": healthy}
+    organs_json.write_text(json.dumps({"boot": facts}))
+
+
+def equal(paths: Mapping[str, Path], version: str = "1") -> bool:
+    """Both slots are of that release, bit for bit, and both boot volumes have all their files and tries."""
+    data, boots, _parts = disks.made(version)
+    return all(
+        paths[f"slot-{x}"].read_bytes() == data and files(paths, x) == expected(boots, x) for x in "ab"
+    )
+
+
+def files(paths: Mapping[str, Path], letter: str) -> object:
+    """The files of a boot volume with their hashes, as another reader of FAT would list them."""
+    with open(paths[f"boot-{letter}"], "rb") as file:
+        listed = survey.look_at_boot(file.fileno())
+    assert listed.seen is not None
+    return listed.seen.files or listed.seen.no_volume
+
+
+def expected(boots: Mapping[str, bytes], letter: str) -> object:
+    file = os.memfd_create("volume")
+    try:
+        os.write(file, boots[letter])
+        listed = survey.look_at_boot(file)
+    finally:
+        os.close(file)
+    assert listed.seen is not None
+    return listed.seen.files
+
+
+def rename(paths: Mapping[str, Path], letter: str, counter: str, before: str = "+3-0") -> None:
+    volumes.mtools(
+        paths[f"boot-{letter}"],
+        "mren",
+        f"::EFI/Linux/spine-{letter}{before}.efi",
+        f"spine-{letter}{counter}.efi",
+    )
+
+
 @pytest.mark.proves("INV-SLOT-1")
-async def test_healthy_arms_the_slot_that_runs(
-    volume: tuple[Path, int], capfd: pytest.CaptureFixture[str]
+async def test_healthy_arms_the_slot_that_runs_and_the_other(
+    paths: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path, fd = volume
-    found = await answer({"device:boot-a": fd}, ["healthy"])
-    assert [row["verdict"] for row in rows(found)] == [
-        "unreadable",
-        "unreadable",
-        "unsigned",
-        "unreadable",
-    ]
+    rename(paths, "a", "+2-1")
+    rename(paths, "b", "+0-3")
+    found = await kept(paths)
+    assert [row["verdict"] for row in rows(found)] == ["verified"] * 4
     del found["checked"]
     assert found == {
         "active": "a",
@@ -120,86 +175,280 @@ async def test_healthy_arms_the_slot_that_runs(
         "verified": True,
         "entries": [
             {"name": "spine-a.efi", "left": 3, "done": 0},
-            {"name": "spine-b.efi", "left": 0, "done": 3},
+            {"name": "spine-b.efi", "left": 3, "done": 0},
         ],
+        "standing": "blessed",
+        "blessed": True,
+        "lost": False,
+        "update": "none",
+        "replacing": "",
+        "writtenBytes": 0,
+        "totalBytes": 0,
+        "report": "spine-b+0-3.efi is now spine-b+3-0.efi",
     }
-    assert {"spine-a+3-0.efi", "spine-b+0-3.efi"} <= volumes.listing(path)
-    assert "spine-a+2-1.efi is now spine-a+3-0.efi" in capfd.readouterr().err
+    assert equal(paths)
+    said = capfd.readouterr().err
+    assert said.index("spine-a+2-1.efi is now spine-a+3-0.efi") < said.index("spine-b+0-3.efi is now")
 
 
 @pytest.mark.proves("INV-SLOT-1")
-async def test_only_the_volume_of_the_slot_that_runs_is_written(
-    volume: tuple[Path, int], tmp_path: Path
+@pytest.mark.parametrize("words", [(), ("sick",)])
+async def test_without_the_word_nothing_is_written(paths: dict[str, Path], words: tuple[str, ...]) -> None:
+    rename(paths, "a", "+2-1")
+    disks.flip(paths["slot-b"], 5000)
+    before = {path: path.read_bytes() for path in paths.values()}
+    found = await kept(paths, words)
+    assert found["standing"] == "waiting"
+    assert not found["blessed"]
+    assert {path: path.read_bytes() for path in paths.values()} == before
+
+
+async def test_who_starts_after_the_word_finds_it_written_down(
+    paths: dict[str, Path], organs_json: Path
 ) -> None:
-    path, fd = volume
-    other = tmp_path / "other.img"
-    other.write_bytes(path.read_bytes())
-    with open(other, "r+b") as file:
-        # Even a name of the running slot there is not its counter.
-        found = await answer({"device:boot-a": fd, "device:boot-b": file.fileno()}, ["healthy"])
-    entries = found["entries"]
-    assert isinstance(entries, list)
-    assert [row["left"] for row in entries if row["name"] == "spine-a.efi"] == [3, 2]
-    assert volumes.listing(other) == {"spine-a+2-1.efi", "spine-b+0-3.efi", "rescue.efi"} | {
-        name for name in volumes.listing(other) if name.startswith("something")
-    }
-
-
-@pytest.mark.proves("INV-SLOT-1")
-async def test_without_the_word_nothing_is_written(volume: tuple[Path, int]) -> None:
-    path, fd = volume
-    before = path.read_bytes()
-    for words in ([], ["sick"]):
-        await answer({"device:boot-a": fd}, words)
-        assert path.read_bytes() == before
+    boot(organs_json, "a", healthy=True)
+    disks.flip(paths["slot-b"], 5000)
+    assert (await kept(paths, ()))["blessed"]
+    assert equal(paths)
 
 
 async def test_a_ground_without_slots(organs_json: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    organs_json.write_text(json.dumps({"boot": {"slot": None, "rootHash": None, "verified": False}}))
-    assert await answer({}, ["healthy"]) == {
-        "active": "",
-        "rootHash": "",
-        "verified": False,
-        "entries": [],
-        "checked": ABSENT,
-    }
+    boot(organs_json, None)
+    found = await answer({}, ["healthy"])
+    assert found["checked"] == ABSENT
+    assert (found["active"], found["rootHash"], found["verified"], found["entries"]) == ("", "", False, [])
+    assert found["standing"] == "none"
     assert sorted(capfd.readouterr().err.splitlines()) == [
         "integrity: boot-a is unreadable: there is no device boot-a here",
         "integrity: boot-b is unreadable: there is no device boot-b here",
-        "integrity: healthy; no slot with a boot volume runs here, so no counter to arm",
+        "integrity: healthy; there are no slots here",
         "integrity: slot-a is unreadable: there is no device slot-a here",
         "integrity: slot-b is unreadable: there is no device slot-b here",
     ]
 
 
-async def test_volumes_without_a_slot_that_runs(volume: tuple[Path, int], organs_json: Path) -> None:
-    path, fd = volume
-    before = path.read_bytes()
-    organs_json.write_text(json.dumps({"boot": {"slot": None, "rootHash": None, "verified": False}}))
-    await answer({"device:boot-a": fd}, ["healthy"])
-    assert path.read_bytes() == before
-
-
-async def test_a_rotten_volume_is_said_and_survived(
-    volume: tuple[Path, int], capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("gone", ["slot-b", "boot-b", "boot-a"])
+async def test_what_is_not_there_cannot_be_written_and_the_rest_is_kept(
+    paths: dict[str, Path], gone: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path, fd = volume
-    os.pwrite(fd, bytes(512), 0)
-    before = path.read_bytes()
-    found = await answer({"device:boot-a": fd}, ["healthy"])
-    assert found["entries"] == []
-    assert rows(found)[2]["verdict"] == "tampered"
-    assert rows(found)[2]["detail"] == "no file system of ours: no boot sector signature"
-    assert "unable to arm" in capfd.readouterr().err
-    assert path.read_bytes() == before
+    rename(paths, "a", "+2-1")
+    del paths[gone]
+    found = await kept(paths)
+    assert found["standing"] == "irreplaceable"
+    assert not found["lost"]
+    if gone != "boot-a":
+        assert "spine-a+3-0.efi" in volumes.listing(paths["boot-a"])
+    assert "integrity: irreplaceable" in capfd.readouterr().err
 
 
-async def test_a_whole_disk_is_verified_and_said_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+async def test_a_whole_disk_is_verified_and_said_once_and_not_written(
+    paths: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with disks.opened(disks.files(tmp_path)) as fds:
-        found = await answer(fds, ["healthy"])
-    assert {str(row["name"]): row["verdict"] for row in rows(found)} == dict.fromkeys(disks.NAMES, "verified")
+    before = {path: path.stat().st_mtime_ns for path in paths.values()}
+    found = await kept(paths)
+    assert found["blessed"]
     said = capfd.readouterr().err
     for name in disks.NAMES:
         assert said.count(f"integrity: {name} is verified (read ") == 1
+    assert said.count("integrity: blessed") == 1
+    assert {path: path.stat().st_mtime_ns for path in paths.values()} == before
+
+
+def zero(name: str) -> Callable[[dict[str, Path]], None]:
+    def damage(paths: dict[str, Path]) -> None:
+        paths[name].write_bytes(bytes(paths[name].stat().st_size))
+
+    return damage
+
+
+def garble(name: str, at: int) -> Callable[[dict[str, Path]], None]:
+    return lambda paths: disks.flip(paths[name], at)
+
+
+def delete(letter: str, file: str) -> Callable[[dict[str, Path]], None]:
+    def damage(paths: dict[str, Path]) -> None:
+        volumes.mtools(paths[f"boot-{letter}"], "mdel", f"::{file}")
+
+    return damage
+
+
+def other_release(*names: str) -> Callable[[dict[str, Path]], None]:
+    """An older release lies there."""
+
+    def damage(paths: dict[str, Path]) -> None:
+        data, boots, _parts = disks.made("0.9")
+        for name in names:
+            paths[name].write_bytes(boots[name[-1]] if name.startswith("boot") else data)
+
+    return damage
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, Path]], None], ...]] = {
+    "a bit of slot b": (garble("slot-b", 5000),),
+    "the superblock of slot b": (garble("slot-b", 0),),
+    "a zero at the end of slot b": (garble("slot-b", disks.SIZE - 1),),
+    "slot b is zeros": (zero("slot-b"),),
+    "slot b and its boot volume are zeros": (zero("slot-b"), zero("boot-b")),
+    "boot b is zeros": (zero("boot-b"),),
+    "boot a is zeros": (zero("boot-a"),),
+    "both boot volumes are zeros": (zero("boot-a"), zero("boot-b")),
+    "the loaders' settings are gone": (delete("a", "loader/loader.conf"), delete("b", "loader/loader.conf")),
+    "a bit of the loader": (garble("boot-b", disks.made()[1]["b"].index(disks.LOADER) + 77),),
+    "no boot sector": (garble("boot-a", 510),),
+    "own program is gone": (delete("a", "EFI/Linux/spine-a+3-0.efi"),),
+    "own counter is gone": (lambda paths: rename(paths, "a", ""),),
+    "the other's counter is gone": (lambda paths: rename(paths, "b", ""),),
+    "the other has an older program": (other_release("boot-b"),),
+    "the other is an older release": (other_release("boot-b", "slot-b"),),
+    "all but own slot": (zero("boot-a"), zero("slot-b"), zero("boot-b")),
+}
+
+
+@pytest.mark.proves("INV-SLOT-12")
+@pytest.mark.proves("INV-SLOT-14")
+@pytest.mark.parametrize("running", ["a", None])
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_whatever_was_damaged_both_pairs_are_the_same_again(
+    paths: dict[str, Path], organs_json: Path, damage: str, running: str | None
+) -> None:
+    boot(organs_json, running)
+    for act in DAMAGE[damage]:
+        act(paths)
+    before = paths["slot-a"].stat().st_mtime_ns
+    found = await kept(paths)
+    assert found["blessed"], found
+    assert equal(paths)
+    assert paths["slot-a"].stat().st_mtime_ns == before
+    assert "repl" in str(found["report"]) or "is now" in str(found["report"])
+
+
+@pytest.mark.proves("INV-SLOT-13")
+@pytest.mark.parametrize("volume", ["good", "wiped", "uncounted"])
+async def test_a_bad_slot_that_runs_is_left_for_the_other(
+    paths: dict[str, Path], volume: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    disks.flip(paths["slot-a"], 5000)
+    if volume == "wiped":
+        zero("boot-a")(paths)
+    if volume == "uncounted":
+        rename(paths, "a", "")
+    before = {name: paths[name].read_bytes() for name in ("slot-a", "slot-b", "boot-b")}
+    asked: list[str] = []
+    with disks.opened(paths) as fds:
+        found = await answer(fds, ["healthy"], asked)
+    assert asked == ["reboot"]
+    assert found["standing"] == "leaving"
+    assert {name: paths[name].read_bytes() for name in before} == before
+    if volume == "good":
+        assert "spine-a+0-3.efi" in volumes.listing(paths["boot-a"])
+    else:
+        assert not any(paths["boot-a"].read_bytes())
+    assert "asking for a restart into slot-b" in capfd.readouterr().err
+
+
+@pytest.mark.proves("INV-SLOT-13")
+async def test_the_other_is_made_fit_before_it_is_gone_to(paths: dict[str, Path]) -> None:
+    disks.flip(paths["slot-a"], 5000)
+    zero("boot-b")(paths)
+    asked: list[str] = []
+    with disks.opened(paths) as fds:
+        await answer(fds, ["healthy"], asked)
+    assert asked == ["reboot"]
+    assert files(paths, "b") == expected(disks.made()[1], "b")
+
+
+@pytest.mark.proves("INV-SLOT-13")
+@pytest.mark.parametrize("running", ["a", "b", None])
+async def test_when_all_is_lost_nothing_is_written(
+    paths: dict[str, Path], organs_json: Path, running: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    boot(organs_json, running)
+    rename(paths, "a", "+2-1")
+    rename(paths, "b", "+1-2")
+    for name in ("slot-a", "slot-b"):
+        disks.flip(paths[name], 5000)
+    before = {path: path.read_bytes() for path in paths.values()}
+    found = await kept(paths)
+    assert found["lost"]
+    assert {path: path.read_bytes() for path in paths.values()} == before
+    assert "integrity: lost: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["slot-b", "boot-b"])
+async def test_a_device_that_may_not_be_written_is_an_answer(
+    paths: dict[str, Path], name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rename(paths, "a", "+2-1")
+    disks.flip(paths[name], 5000)
+    if name == "boot-b":
+        zero("boot-b")(paths)
+    with disks.opened(paths, {name: os.O_RDONLY}) as fds:
+        found = await answer(fds, ["healthy"])
+    assert found["standing"] == "irreplaceable"
+    assert f"b: {name}: [Errno 9] Bad file descriptor" in str(found["report"])
+    # The slot that runs has its tries nevertheless, and it was not tried for ever.
+    assert "spine-a+3-0.efi" in volumes.listing(paths["boot-a"])
+    assert capfd.readouterr().err.count("integrity: unable to replace") == 2
+
+
+async def test_an_update_waits_then_is_what_all_is_held_against(
+    paths: dict[str, Path], organs_json: Path
+) -> None:
+    data, boots, _parts = disks.made("2")
+    said: list[str] = []
+    with disks.opened(paths) as fds:
+        made = Pairs(survey.Survey(fds), "a", said.append, lambda: pytest.fail("no restart was wanted"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.run)
+            made.healthy()
+            with trio.fail_after(PATIENCE_S):
+                while made.answer()["standing"] != "blessed":
+                    await trio.sleep(0.01)
+                assert made.running_version() == "1"
+                source = replace.memory(data, made.key)
+                assert await made.install(source) == "b"
+                while made.answer()["standing"] != "update":
+                    await trio.sleep(0.01)
+            assert made.answer()["update"] == "pending"
+            assert "slot-b and boot-b hold version 2 now" in said
+            nursery.cancel_scope.cancel()
+    assert paths["slot-b"].read_bytes() == data
+    assert paths["boot-b"].read_bytes() == boots["b"]
+    assert paths["slot-a"].read_bytes() == disks.made()[0]
+    # It was started, and is healthy: the older one is written over.
+    boot(organs_json, "b")
+    rename(paths, "b", "+2-1")
+    assert (await kept(paths))["blessed"]
+    assert equal(paths, "2")
+
+
+async def test_an_update_that_used_up_its_tries_is_written_over(
+    paths: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, boots, _parts = disks.made("2")
+    paths["slot-b"].write_bytes(data)
+    paths["boot-b"].write_bytes(boots["b"])
+    rename(paths, "b", "+0-3")
+    assert (await kept(paths))["blessed"]
+    assert equal(paths)
+    assert "the update in slot-b used up its tries" in capfd.readouterr().err
+
+
+async def test_an_update_is_refused_where_it_would_take_something_away(paths: dict[str, Path]) -> None:
+    disks.flip(paths["slot-a"], 5000)
+    left: list[str] = []
+    with disks.opened(paths) as fds:
+        made = Pairs(survey.Survey(fds), "a", lambda _: None, lambda: left.append("reboot"))
+        source = replace.memory(disks.made("2")[0], disks.PUBLIC)
+        with pytest.raises(NotReplaced, match="not confirmed healthy"):
+            await made.install(source)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.run)
+            made.healthy()
+            with trio.fail_after(PATIENCE_S):
+                while not left:
+                    await trio.sleep(0.01)
+            with pytest.raises(NotReplaced, match="about to restart"):
+                await made.install(source)
+            nursery.cancel_scope.cancel()
+    assert paths["slot-b"].read_bytes() == disks.made()[0]

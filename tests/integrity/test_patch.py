@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from organs.integrity import fat, organ, patch, rearm
+from organs.integrity import fat, pairs, patch, rearm
 from tests.integrity import volumes
 
 
@@ -19,12 +19,16 @@ def differing(before: bytes, after: bytes) -> list[int]:
     return [i for at in blocks for i in range(at, min(at + step, len(before))) if before[i] != after[i]]
 
 
-def arm(path: Path, slot: str) -> str:
+def arm(path: Path, slot: str, state: tuple[int, int] = rearm.ARMED) -> str:
     fd = os.open(path, os.O_RDWR)
     try:
-        return organ.arm(fd, slot)
+        return pairs.set_counter(fd, slot, state)
     finally:
         os.close(fd)
+
+
+def names(fd: int) -> tuple[fat.Entry, ...]:
+    return fat.entries(lambda offset, length: os.pread(fd, length, offset))
 
 
 @pytest.mark.proves("INV-SLOT-1")
@@ -35,18 +39,20 @@ def test_rearms_in_place(tmp_path: Path, kind: int, counter: str) -> None:
         tmp_path / "esp.img", kind, ["spine-b+2-1.efi", f"spine-a{counter}.efi", "rescue.efi"], crowd=20
     )
     before = path.read_bytes()
-    names = volumes.listing(path)
+    listed = volumes.listing(path)
     assert arm(path, "a") == f"spine-a{counter}.efi is now spine-a+3-0.efi"
     after = path.read_bytes()
     changed = differing(before, after)
     assert 0 < len(changed) <= 2
     assert len({at // 512 for at in changed}) == 1
-    assert volumes.listing(path) == names - {f"spine-a{counter}.efi"} | {"spine-a+3-0.efi"}
+    assert volumes.listing(path) == listed - {f"spine-a{counter}.efi"} | {"spine-a+3-0.efi"}
     assert volumes.mtools(path, "mtype", "::EFI/Linux/spine-a+3-0.efi") == f"spine-a{counter}.efi"
     check = subprocess.run(["fsck.vfat", "-n", str(path)], capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stdout
-    assert arm(path, "a") == "the counter is armed"
+    assert arm(path, "a") == "the counter is as it should be"
     assert path.read_bytes() == after
+    arm(path, "a", rearm.DISARMED)
+    assert volumes.listing(path) == listed - {f"spine-a{counter}.efi"} | {"spine-a+0-3.efi"}
 
 
 def test_after_a_real_rename(tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_a_counter_across_two_sectors_is_not_touched(tmp_path: Path) -> None:
     path = volumes.make(tmp_path / "esp.img", 32, ["spine-a+2-1.efi"])
     fd = os.open(path, os.O_RDWR)
     try:
-        found = organ.names(fd)
+        found = names(fd)
         changes = rearm.decide([e.name for e in found], "a")
         assert isinstance(changes, tuple)
         (change,) = changes
@@ -103,7 +109,7 @@ def test_bytes_that_changed_meanwhile_are_not_overwritten(tmp_path: Path) -> Non
     path = volumes.make(tmp_path / "esp.img", 16, ["spine-a+2-1.efi"])
     fd = os.open(path, os.O_RDWR)
     try:
-        found = organ.names(fd)
+        found = names(fd)
         changes = rearm.decide([e.name for e in found], "a")
         assert isinstance(changes, tuple)
         volumes.mtools(path, "mren", "::EFI/Linux/spine-a+2-1.efi", "spine-a+1-2.efi")
@@ -123,6 +129,6 @@ def test_a_device_that_refuses_writes_says_so(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="Bad file descriptor"):
-            organ.arm(fd, "a")
+            pairs.set_counter(fd, "a", rearm.ARMED)
     finally:
         os.close(fd)

@@ -40,6 +40,9 @@ class Bench:
         await trio.sleep_forever()
         yield ""
 
+    def ask(self, word: str) -> None:
+        pytest.fail(f"{word} was asked for")
+
     async def serve(self, handlers: Mapping[str, organ.Handler]) -> None:
         async with trio.open_nursery() as nursery:
             serve = partial(server.serve, descriptors=self.beside)
@@ -78,6 +81,9 @@ async def running(
     keys = tmp_path / "persona-keys"
     keys.write_text(PUBLIC.hex() + "\n")
     monkeypatch.setattr(personas, "KEYS", str(keys))
+    organs_json = tmp_path / "organs.json"
+    organs_json.write_text('{"boot": {"slot": null, "healthy": false}}')
+    monkeypatch.setattr(organ, "ORGANS", organs_json)
     path = tmp_path / "personas.img"
     if not path.exists():
         path.write_bytes(bytes(SIZE))

@@ -52,6 +52,7 @@ class Partition:
 # small on purpose: a development disk; they are sparse until written. The order is the firmware's: it tries
 # the first volume that it can read, and the other when it cannot load a boot loader from there.
 PARTITIONS = (
+    # INV-RESCUE-3
     Partition("boot-a", 24 * MIB, _TYPE_ESP),
     Partition("boot-b", 24 * MIB, _TYPE_XBOOTLDR),
     Partition("slot-a", 48 * MIB, name_id("type slot")),

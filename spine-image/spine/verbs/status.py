@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 
 # What `--json` says of each slot and boot volume.
 CHECKED = ("name", "verdict", "detail", "differs", "how")
+# What `--json` says of both pairs of slot and boot volume.
+PAIRS = ("standing", "blessed", "lost", "update", "replacing", "writtenBytes", "totalBytes", "report")
+# What it means for a person.
+STANDING = {
+    "waiting": "the boot is not confirmed healthy yet",
+    "reading": "slots and boot volumes are being read",
+    "working": "what is not as it should be is put right",
+    "blessed": "both are verified, hold the same release and have all tries",
+    "update": "a newer release waits for the next restart",
+    "irreplaceable": "what is not as it should be cannot be written",
+    "lost": "no slot is verified; write the image anew",
+    "leaving": "restarting into the other pair",
+    "none": "there are no slots here",
+}
 NOBODY = "nobody has the focus   (./spine focus NAME)"
 
 HELP = "what runs: ground, slot, organs, rooms, focus"
@@ -112,6 +126,7 @@ def document(
             "verified": boot["verified"],
             "healthy": boot["healthy"],
         },
+        "pairs": _pairs(slots),
         "checked": {str(row["name"]): row for row in _rows(slots["checked"] if slots else [])},
         "organs": organs,
         "data": _data(data),
@@ -127,6 +142,21 @@ def document(
     }
 
 
+def _pairs(slots: Told | None) -> dict[str, object] | None:
+    """Where the two pairs of slot and boot volume stand, without what is said of each device."""
+    return None if slots is None else {name: slots[name] for name in PAIRS}
+
+
+def _standing(pairs: Told) -> str:
+    text = f"{pairs['standing']}: {STANDING[_text(pairs['standing'])]}"
+    if pairs["replacing"]:
+        done, total = _number(pairs["writtenBytes"]), _number(pairs["totalBytes"])
+        text += f"; {pairs['replacing']} is being written, {done * 100 // max(total, 1):.0f} %"
+    if pairs["report"]:
+        text += f"; last: {pairs['report']}"
+    return text
+
+
 def page(found: Mapping[str, object]) -> str:
     """The object as a page for a person. Pure."""
     ground, slot, network = _object(found["ground"]), _object(found["slot"]), _object(found["network"])
@@ -139,6 +169,8 @@ def page(found: Mapping[str, object]) -> str:
         f"root      slot {slot['active'] or 'none'}, {str(slot['rootHash'] or 'no hash')[:16]}, {verified}",
         f"network   {_listed(network['interfaces'])}; addresses: {_listed(network['addresses'])}",
     ]
+    if found["pairs"] is not None:
+        lines.append(f"pairs     {_standing(_object(found['pairs']))}")
     for name, row in _object(found["checked"]).items():
         checked = _object(row)
         why = f": {checked['detail']}" if checked["detail"] else ""

@@ -1,18 +1,19 @@
-"""What is said of the files on a boot volume, from what is there and what the slots carry. Pure.
+"""What is said of the files on a boot volume, from what is there and what a slot carries for it. Pure.
 
-It is outside of dm-verity: a machine that checks no signatures before it starts a program starts what
-lies there. So each file and directory is held against the slots that were verified. The program of a slot is
-that slot's; everything else must be what one of them carries. The counters in the programs' names change at
-each boot and are no part of the comparison; free space, dates and the volume's tables are not files.
+The boot volumes are outside of dm-verity: a machine that checks no signatures before it starts a program
+starts what lies there. So each file and directory is held against what a verified slot carries for that
+volume. The counters in the programs' names change at each boot and are no part of the comparison, but that
+there is one is: the boot loader takes a program without a counter for good, for ever. Free space, dates and
+the volume's tables are not files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from organs.integrity.rearm import PREFIX, SUFFIX, parse, plain
+from organs.integrity.rearm import Counted, parse, plain
 from organs.integrity.verify import Judged, Verdict
 
 Path = tuple[str, ...]
@@ -38,26 +39,28 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What reading the volume gave. `unreadable` (the device refused) and `no_volume` (its bytes are no file
-    system that can be followed) are sentences, empty when there is nothing to say."""
+    """What reading a boot volume gave. `unreadable` (the device refused) and `no_volume` (its bytes are no
+    file system that can be followed) are sentences, empty when there is nothing to say; `empty`: it begins
+    with zeros, so that nothing can be started from it."""
 
     files: tuple[File, ...] = ()
     no_volume: str = ""
     unreadable: str = ""
+    empty: bool = False
 
 
-def judge(seen: Seen | None, carried: Mapping[str, Sequence[File]]) -> Judged:
-    """The verdict. `carried` has the files of this volume as each verified slot has them, by the slot's
-    letter; None is a volume or a slot that was not read to its end yet."""
+def judge(seen: Seen | None, carried: Sequence[File] | None) -> Judged:
+    """The verdict. `carried` is what a verified slot carries for this volume; None where there is no such
+    slot. None in the place of what was seen is a volume, or a slot, that was not read to its end yet."""
     if seen is None:
         return Judged(Verdict.PENDING)
     if seen.unreadable:
         return Judged(Verdict.UNREADABLE, detail=seen.unreadable)
     if seen.no_volume:
         return Judged(Verdict.TAMPERED, ("volume",), f"no file system of ours: {seen.no_volume}")
-    if not carried:
+    if carried is None:
         return Judged(Verdict.UNSIGNED, detail="no verified slot says what it must hold")
-    signed = {slot: {_plain(file.path): file for file in files} for slot, files in carried.items()}
+    signed = {_plain(file.path): file for file in carried}
     changed: list[str] = []
     extra: list[str] = []
     twice: list[str] = []
@@ -70,19 +73,31 @@ def judge(seen: Seen | None, carried: Mapping[str, Sequence[File]]) -> Judged:
             twice.append(shown(file.path))
         raw.add(folded)
         there.add(path)
-        allowed = _allowed(path, signed)
-        if not allowed:
+        if path not in signed:
             extra.append(shown(file.path))
-        elif file.digest == BROKEN or file.digest not in allowed:
+        elif file.digest == BROKEN or file.digest != signed[path].digest:
             changed.append(shown(file.path))
-    wanted = {path: file for files in signed.values() for path, file in files.items()}
-    missing = [shown(file.path) for path, file in wanted.items() if path not in there]
+    missing = [shown(file.path) for path, file in signed.items() if path not in there]
     kinds = {"changed": changed, "extra": extra, "twice there": twice, "missing": missing}
     if any(kinds.values()):
         parts = tuple(dict.fromkeys(part for names in kinds.values() for part in names))
         detail = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
         return Judged(Verdict.TAMPERED, parts, detail)
     return Judged(Verdict.VERIFIED)  # INV-SLOT-8
+
+
+def counted(seen: Seen) -> tuple[tuple[str, Counted], ...]:
+    """The programs whose boots are counted, by their names without the counter."""
+    found = []
+    for file in seen.files:
+        if _folded(file.path[:-1]) == PROGRAMS and (counter := parse(file.path[-1])) is not None:
+            found.append((plain(file.path[-1], counter), counter))
+    return tuple(found)
+
+
+def tries(seen: Seen, letter: str) -> int | None:
+    """What the slot's program has left; of several names the best one. None: no name of it counts."""
+    return max((counter.left for _, counter in counted(seen) if counter.slot == letter), default=None)
 
 
 def shown(path: Path) -> str:
@@ -97,19 +112,11 @@ def _folded(path: Path) -> Path:
 
 
 def _plain(path: Path) -> Path:
-    """The folded path; that of a program without its counter."""
+    """The folded path; that of a program with a counter without it, and set apart from one that has none."""
     folded = _folded(path)
     if len(folded) == len(PROGRAMS) + 1 and folded[:-1] == PROGRAMS:
-        counted = parse(folded[-1])
-        if counted is not None:
-            return (*PROGRAMS, plain(folded[-1], counted))
+        counter = parse(folded[-1])
+        if counter is not None:
+            # INV-SLOT-14; as a path, something in a directory that is not one of ours.
+            return (*PROGRAMS, plain(folded[-1], counter), "+")
     return folded
-
-
-def _allowed(path: Path, signed: Mapping[str, Mapping[Path, File]]) -> set[str]:
-    """The hashes that what lies at `path` may have; empty when nothing may lie there."""
-    if path[:-1] == PROGRAMS:
-        for slot, files in signed.items():
-            if path[-1] == f"{PREFIX}{slot}{SUFFIX}" and path in files:
-                return {files[path].digest}
-    return {files[path].digest for files in signed.values() if path in files}

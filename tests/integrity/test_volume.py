@@ -1,4 +1,4 @@
-"""What is said of the files on the ESP: every kind of difference, alone and drawn, and names of any bytes."""
+"""What is said of the files on a boot volume: every kind of difference, and names of any bytes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from organs.integrity.esp import BROKEN, DIRECTORY, SHOWN_CHARACTERS_MAX, File, Seen, judge, shown
 from organs.integrity.verify import Judged, Verdict
+from organs.integrity.volume import (
+    BROKEN,
+    DIRECTORY,
+    SHOWN_CHARACTERS_MAX,
+    File,
+    Seen,
+    counted,
+    judge,
+    shown,
+    tries,
+)
 
 
-def release(version: str, *, a: str = "+3-0", b: str = "+3-0") -> tuple[File, ...]:
-    """The ESP of one release; `a` and `b` are the counters in the names."""
+def release(version: str, counter: str = "+3-0") -> tuple[File, ...]:
+    """The boot volume of slot A; `counter` is that in the program's name."""
     return (
         File(("EFI",), DIRECTORY),
         File(("loader",), DIRECTORY),
@@ -19,12 +29,12 @@ def release(version: str, *, a: str = "+3-0", b: str = "+3-0") -> tuple[File, ..
         File(("EFI", "Linux"), DIRECTORY),
         File(("loader", "loader.conf"), "conf"),
         File(("EFI", "BOOT", "BOOTX64.EFI"), "loader"),
-        File(("EFI", "Linux", f"spine-a{a}.efi"), f"program a {version}"),
-        File(("EFI", "Linux", f"spine-b{b}.efi"), f"program b {version}"),
+        File(("EFI", "Linux", f"spine-a{counter}.efi"), f"program a {version}"),
+        File(("EFI", "Linux", "spine-rescue.efi"), "rescue"),
     )
 
 
-BOTH = {"a": release("1"), "b": release("1")}
+OWN = release("1")
 LOADER = 5
 
 
@@ -40,82 +50,87 @@ TAMPERED = Verdict.TAMPERED
 @pytest.mark.parametrize(
     ("seen", "carried", "judged"),
     [
-        (None, BOTH, Judged(Verdict.PENDING)),
-        (Seen(unreadable="I/O error"), BOTH, Judged(Verdict.UNREADABLE, (), "I/O error")),
+        (None, OWN, Judged(Verdict.PENDING)),
+        (Seen(unreadable="I/O error"), OWN, Judged(Verdict.UNREADABLE, (), "I/O error")),
         (
             Seen(no_volume="no boot sector signature"),
-            BOTH,
+            OWN,
             Judged(TAMPERED, ("volume",), "no file system of ours: no boot sector signature"),
         ),
         (
             Seen(files=release("1")),
-            {},
+            None,
             Judged(Verdict.UNSIGNED, (), "no verified slot says what it must hold"),
         ),
-        (Seen(files=release("1")), BOTH, Judged(Verdict.VERIFIED)),
-        (Seen(files=release("1", a="+2-1", b="+0-3")), BOTH, Judged(Verdict.VERIFIED)),
-        (Seen(files=release("1")), {"a": release("1")}, Judged(Verdict.VERIFIED)),
-        # While an update is tried, each slot has its own program.
+        (Seen(files=release("1")), OWN, Judged(Verdict.VERIFIED)),
+        (Seen(files=release("1", "+2-1")), OWN, Judged(Verdict.VERIFIED)),
+        (Seen(files=release("1", "+0-9")), OWN, Judged(Verdict.VERIFIED)),
         (
-            Seen(files=(*release("1")[:7], release("2")[7])),
-            {"a": release("1"), "b": release("2")},
-            Judged(Verdict.VERIFIED),
+            Seen(files=release("2", "+2-1")),
+            OWN,
+            Judged(TAMPERED, ("EFI/Linux/spine-a+2-1.efi",), "changed: EFI/Linux/spine-a+2-1.efi"),
         ),
+        # Without its counter a program would be started for ever.
         (
-            Seen(files=(*release("1")[:6], release("2")[6], release("1")[7])),
-            {"a": release("1"), "b": release("2")},
+            Seen(files=release("1", "")),
+            OWN,
             Judged(
                 TAMPERED,
-                ("EFI/Linux/spine-a+3-0.efi", "EFI/Linux/spine-b+3-0.efi"),
-                "changed: EFI/Linux/spine-a+3-0.efi, EFI/Linux/spine-b+3-0.efi",
+                ("EFI/Linux/spine-a.efi", "EFI/Linux/spine-a+3-0.efi"),
+                "extra: EFI/Linux/spine-a.efi; missing: EFI/Linux/spine-a+3-0.efi",
             ),
+        ),
+        (
+            Seen(files=(*release("1"), File(("EFI", "Linux", "spine-b+3-0.efi"), "program b 1"))),
+            OWN,
+            Judged(TAMPERED, ("EFI/Linux/spine-b+3-0.efi",), "extra: EFI/Linux/spine-b+3-0.efi"),
         ),
         # A rename that was cut short: two names of one file.
         (
             Seen(files=(*release("1"), File(("EFI", "Linux", "spine-a+2-1.efi"), "program a 1"))),
-            BOTH,
+            OWN,
             Judged(Verdict.VERIFIED),
         ),
         (
-            Seen(files=(*release("1"), File(("EFI", "Linux", "spine-a+2-1.efi"), "program b 1"))),
-            BOTH,
+            Seen(files=(*release("1"), File(("EFI", "Linux", "spine-a+2-1.efi"), "program a 2"))),
+            OWN,
             Judged(TAMPERED, ("EFI/Linux/spine-a+2-1.efi",), "changed: EFI/Linux/spine-a+2-1.efi"),
         ),
         # The same name again is another file that the firmware may take.
         (
             Seen(files=(*release("1"), File(("efi", "linux", "SPINE-A+3-0.EFI"), "program a 1"))),
-            BOTH,
+            OWN,
             Judged(TAMPERED, ("efi/linux/SPINE-A+3-0.EFI",), "twice there: efi/linux/SPINE-A+3-0.EFI"),
         ),
         (
             but(release("1"), LOADER),
-            BOTH,
+            OWN,
             Judged(TAMPERED, ("EFI/BOOT/BOOTX64.EFI",), "missing: EFI/BOOT/BOOTX64.EFI"),
         ),
         (
             but(release("1"), LOADER, File(("EFI", "BOOT", "BOOTX64.EFI"), "other")),
-            BOTH,
+            OWN,
             Judged(TAMPERED, ("EFI/BOOT/BOOTX64.EFI",), "changed: EFI/BOOT/BOOTX64.EFI"),
         ),
         (
             but(release("1"), LOADER, File(("EFI", "BOOT", "BOOTX64.EFI"), BROKEN)),
-            BOTH,
+            OWN,
             Judged(TAMPERED, ("EFI/BOOT/BOOTX64.EFI",), "changed: EFI/BOOT/BOOTX64.EFI"),
         ),
         (
             but(release("1"), LOADER, File(("EFI", "BOOT", "BOOTX64.EFI"), DIRECTORY)),
-            BOTH,
+            OWN,
             Judged(TAMPERED, ("EFI/BOOT/BOOTX64.EFI",), "changed: EFI/BOOT/BOOTX64.EFI"),
         ),
         (
             Seen(files=(*release("1"), File(("EFI", "Linux", "other+3-0.efi"), "program a 1"))),
-            BOTH,
+            OWN,
             Judged(TAMPERED, ("EFI/Linux/other+3-0.efi",), "extra: EFI/Linux/other+3-0.efi"),
         ),
         # A slash in a name makes no path.
         (
             but(release("1"), LOADER, File(("EFI/BOOT/BOOTX64.EFI",), "loader")),
-            BOTH,
+            OWN,
             Judged(
                 TAMPERED,
                 ("EFI/BOOT/BOOTX64.EFI",),
@@ -124,15 +139,15 @@ TAMPERED = Verdict.TAMPERED
         ),
     ],
 )
-def test_verdicts(seen: Seen | None, carried: dict[str, tuple[File, ...]], judged: Judged) -> None:
+def test_verdicts(seen: Seen | None, carried: tuple[File, ...] | None, judged: Judged) -> None:
     assert judge(seen, carried) == judged
 
 
+RIGHT = {file.path: file.digest for file in (*release("1"), *release("1", "+1-2"), *release("1", "+0-3"))}
 files = st.lists(
     st.builds(
         File,
-        st.sampled_from([file.path for file in (*release("1"), *release("1", a="+1-2", b="+0-3"))])
-        | st.tuples(st.text(max_size=3)),
+        st.sampled_from([*RIGHT, ("EFI", "Linux", "spine-a.efi")]) | st.tuples(st.text(max_size=3)),
         st.sampled_from([BROKEN, DIRECTORY, *(file.digest for file in release("1"))]),
     ),
     max_size=12,
@@ -140,23 +155,53 @@ files = st.lists(
 
 
 @pytest.mark.proves("INV-SLOT-8")
+@pytest.mark.proves("INV-SLOT-14")
 @given(files, st.permutations(release("1")), st.integers(0, 8))
 def test_verified_is_said_of_all_files_right_and_of_nothing_else(
     drawn: list[File], kept: list[File], count: int
 ) -> None:
     listing = (*kept[:count], *drawn)
-    judged = judge(Seen(files=listing), BOTH)
-    right = {file.path: file.digest for file in (*release("1"), *release("1", a="+1-2", b="+0-3"))}
+    judged = judge(Seen(files=listing), OWN)
     plain = {path[-1].split("+")[0].lower() for path in (file.path for file in listing)}
     wanted = {file.path[-1].split("+")[0].lower() for file in release("1")}
     paths = [tuple(name.lower() for name in file.path) for file in listing]
-    all_right = all(right.get(file.path) == file.digest for file in listing)
+    all_right = all(RIGHT.get(file.path) == file.digest for file in listing)
     assert (judged.verdict is Verdict.VERIFIED) == (
         all_right and plain == wanted and len(set(paths)) == len(paths)
     )
     if judged.verdict is TAMPERED:
         assert judged.parts
         assert judged.detail
+    if judged.verdict is Verdict.VERIFIED:
+        assert tries(Seen(files=listing), "a") is not None
+
+
+@given(st.text(max_size=6))
+def test_nothing_else_stands_for_a_program_with_its_counter(name: str) -> None:
+    """How such a program is named among ourselves is no name that a volume may have."""
+    more = (
+        File(("EFI", "Linux", "spine-a.efi"), DIRECTORY),
+        File(("EFI", "Linux", "spine-a.efi", name), "program a 1"),
+    )
+    assert judge(Seen(files=(*OWN[:6], *more, OWN[7])), OWN).verdict is TAMPERED
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        ((), None),
+        (("spine-a.efi",), None),
+        (("spine-b+3-0.efi",), None),
+        (("spine-a+0-3.efi",), 0),
+        (("spine-a+2-1.efi", "spine-a+1-2.efi", "spine-a+0-9.efi", "spine-b+3-0.efi"), 2),
+    ],
+)
+def test_tries(names: tuple[str, ...], left: int | None) -> None:
+    seen = Seen(files=tuple(File(("efi", "LINUX", name), "") for name in names))
+    assert tries(seen, "a") == left
+    assert len(counted(seen)) == sum("+" in name for name in names)
+    elsewhere = Seen(files=tuple(File(("EFI", name), "") for name in names))
+    assert tries(elsewhere, "a") is None
 
 
 @given(st.lists(st.text(st.characters(max_codepoint=0xFFFF), max_size=255), min_size=1, max_size=4))

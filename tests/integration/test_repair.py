@@ -1,0 +1,158 @@
+"""A machine whose slots rotted while it was off: it ends with both the same, as the host reads the disk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from spine import paths
+from spine.errors import SpineError
+from spine.ground import accel, gpt, powercut
+from spine.ground.disk import sparse_copy
+from spine.ground.qemu import Machine
+from tests.integration.boots import Boot
+from tests.integration.live import Live, within
+from tests.integration.test_machine import counters, flip
+
+pytestmark = pytest.mark.machine
+
+# Three tries that panic and one that does not, emulated, beside other work.
+BOOTS_S = 900.0
+PAIR_A = ("boot-a", "slot-a")
+
+PowerOn = Callable[..., Live]
+
+
+@pytest.fixture
+def image(report: Mapping[str, object]) -> Path:
+    """The built disk image. Booted only as a copy."""
+    assert report["version"]
+    return paths.out() / "spine.img"
+
+
+@pytest.fixture
+def power_on(tmp_path: Path) -> Iterator[PowerOn]:
+    """Start machines on given disks; end them all afterwards."""
+    started: list[Machine] = []
+
+    def start(boot: Boot, disk: Path, **options: object) -> Live:
+        machine = Machine(tmp_path / boot.name.lower())
+        started.append(machine)
+        how, _ = accel.choose("auto")
+        machine.start(disk, accel=how, **options)  # type: ignore[arg-type]  # passed on as given
+        return Live("machine", machine)
+
+    yield start
+    for machine in started:
+        machine.kill()
+
+
+def part(disk: Path, name: str) -> bytes:
+    """A partition's bytes."""
+    place = gpt.read(disk)[name]
+    with disk.open("rb") as file:
+        file.seek(place.start)
+        return file.read(place.size)
+
+
+def unread(report: Mapping[str, object]) -> int:
+    """A place in a slot that no boot reads: in the program of the other letter."""
+    slot = report["slot"]
+    assert isinstance(slot, dict)
+    return int(slot["parts"]["uki-a"][0]) + 77
+
+
+def blessed(live: Live) -> dict[str, object]:
+    """What integrity says once both pairs are as they should be; boots may come and go until then."""
+    found: dict[str, object] = {}
+
+    def settled() -> bool:
+        try:
+            found.update(live.call("integrity.slots"))
+        except (SpineError, OSError):
+            return False  # it restarts
+        assert found["lost"] is False, found
+        return found["blessed"] is True
+
+    within("both pairs are as they should be", settled, BOOTS_S)
+    return found
+
+
+def repaired(disk: Path, image: Path) -> None:
+    """All that the image had is there again, as the host reads the disk."""
+    for name in ("slot-a", "slot-b"):
+        assert part(disk, name) == part(image, name), name
+    assert counters(disk) == {"a": (3, 0), "b": (3, 0)}
+
+
+@pytest.mark.proves("INV-SLOT-17")
+def test_a_slot_that_cannot_start_is_written_anew_by_the_other(
+    image: Path, tmp_path: Path, power_on: PowerOn
+) -> None:
+    disk = tmp_path / "disk.img"
+    sparse_copy(image, disk)
+    # Every boot reads the first block.
+    flip(disk, gpt.read(disk)["slot-b"].start + 96)
+    live = power_on(Boot.REPAIR, disk)
+    found = blessed(live)
+    assert found["active"] == "a"
+    assert found["report"] == "replaced slot-b and boot-b from slot-a"
+    live.ground.kill()
+    repaired(disk, image)
+    assert part(disk, "boot-b") == part(image, "boot-b")
+
+
+@pytest.mark.proves("INV-SLOT-13")
+def test_a_slot_that_is_bad_where_no_boot_reads_it_leaves_and_is_written_anew(
+    image: Path, tmp_path: Path, power_on: PowerOn, report: Mapping[str, object]
+) -> None:
+    disk = tmp_path / "disk.img"
+    sparse_copy(image, disk)
+    flip(disk, gpt.read(disk)["slot-b"].start + unread(report))
+    live = power_on(Boot.REPAIR_SELF, disk)
+    assert isinstance(live.ground, Machine)
+    found = blessed(live)
+    assert found["active"] == "a"
+    said = live.ground.console.text()
+    assert said.count("spine: stage healthy") == 2
+    live.ground.kill()
+    repaired(disk, image)
+    assert part(disk, "boot-b") == part(image, "boot-b")
+
+
+@pytest.mark.proves("INV-SLOT-12")
+@pytest.mark.proves("INV-SLOT-17")
+def test_a_repair_that_the_power_cut_ends_is_done_again(
+    image: Path, tmp_path: Path, power_on: PowerOn, report: Mapping[str, object]
+) -> None:
+    base, disk, log = tmp_path / "base.img", tmp_path / "disk.img", tmp_path / "writes.log"
+    sparse_copy(image, base)
+    flip(base, gpt.read(base)["slot-a"].start + unread(report))
+    sparse_copy(base, disk)
+    log.touch()
+    live = power_on(Boot.REPAIR_CUT, disk, blockdevs=powercut.blockdevs(disk, log))
+    assert blessed(live)["active"] == "b"
+    live.ground.kill()
+    repaired(disk, image)
+    entries = powercut.read(log)
+    table = gpt.read(disk)
+    inside = [
+        number
+        for number, entry in enumerate(entries)
+        if entry.is_write
+        and any(table[name].start <= entry.start < table[name].start + table[name].size for name in PAIR_A)
+    ]
+    assert len(inside) > 40
+    # Not before the first write of the repair, not after its last one.
+    cut = random.Random(5).choice(inside[1:-1])
+    after = tmp_path / "after.img"
+    powercut.replay(base, log, cut, after)
+    assert part(after, "slot-b") == part(image, "slot-b")
+    again = power_on(Boot.REPAIR_CUT_AFTER, after)
+    assert blessed(again)["active"] == "b"
+    again.ground.kill()
+    repaired(after, image)
+    assert part(after, "boot-a") == part(image, "boot-a")
