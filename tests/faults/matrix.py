@@ -2,9 +2,9 @@
 
 `python -m tests.faults.matrix --seed 1` builds the image, boots it once as it is (the control, which also
 says how long a boot takes here), then each case on a disk of its own, two machines at a time, and each power
-cut of the writes of a repair and of a healthy boot. Each finished case is added to the evidence; started
-again with the same seed, image and firmware it goes on where it stopped. Judged from outside:
-`tests/faults/judge.py`.
+cut of the writes of a healthy boot, of a repair and of an update; then the seeded bugs. Each finished case is
+added to the evidence; started again with the same seed, image and firmware it goes on where it stopped.
+Judged from outside: `tests/faults/judge.py`.
 
 Touches: the cache of the build, the work directory, the evidence file, QEMU.
 Fails: with 1 when a case broke the promise, which is in the evidence as it is; 3 when the host lacks
@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,8 @@ from spine import paths
 from spine.errors import SpineError
 from spine.ground import powercut
 from spine.ground.disk import sparse_copy
-from tests.faults import cases, cuts, edits
+from tests.faults import cases, cuts, edits, updates
+from tests.faults.blessed import Release
 from tests.faults.bugs import BUGS
 from tests.faults.cases import Case, Damage, Fault
 from tests.faults.judge import Verdict
@@ -175,14 +176,15 @@ class Evidence:
         draft.replace(self.path)
 
 
+@dataclass
 class Runner:
     """Judges jobs, each with a directory of its own below `work`, until the time is up."""
 
-    def __init__(
-        self, stage: Stage, options: Mapping[str, object], work: Path, patience_s: float, end_s: float
-    ) -> None:
-        self.stage, self.options, self.work = stage, options, work
-        self.patience_s, self.end_s = patience_s, end_s
+    releases: Sequence[Release]
+    options: Mapping[str, object]
+    work: Path
+    patience_s: float
+    end_s: float
 
     def one(self, job: Job, *, logged: bool = False, keep: Path | None = None) -> Outcome:
         """Make the disk, watch it, remove it. With `keep`, the disk from before and the log stay there."""
@@ -197,7 +199,7 @@ class Runner:
             outcome = watch(
                 disk,
                 machine,
-                [self.stage.release],
+                self.releases,
                 options=self.options,
                 patience_s=self.patience_s,
                 logged=logged,
@@ -225,7 +227,7 @@ def campaign(arguments: argparse.Namespace, work: Path, command: str, say: Say) 
     options = secure_options() if arguments.firmware == "secure" else {}
     evidence = Evidence(arguments.out, arguments.seed, arguments.firmware, stage.image_sha256, command)
     evidence.resume()
-    runner = Runner(stage, options, work, 10 * PATIENCE_S, end_s)
+    runner = Runner([stage.release], options, work, 10 * PATIENCE_S, end_s)
 
     def done(job: Job, outcome: Outcome) -> None:
         evidence.add(job, outcome)
@@ -255,6 +257,13 @@ def campaign(arguments: argparse.Namespace, work: Path, command: str, say: Say) 
             say(f"the log of {scenario}: {outcome.verdict.value}")
         jobs = cut_jobs(stage, scenario, logs / scenario, arguments.seed)
         runner.all(filter(wanted, jobs), arguments.jobs, done)
+    if time.monotonic() < end_s and arguments.only in "cut update":
+        old, new = updates.stages(work)
+        if not (logs / "update" / powercut.LOG_FILE).is_file():
+            updates.log(old, new, logs / "update", work, options)
+        jobs = cut_jobs(old, "update", logs / "update", arguments.seed)
+        both = replace(runner, releases=[old.release, new.release])
+        both.all(filter(wanted, jobs), arguments.jobs, done)
     if not arguments.only:
         _bugs(evidence, runner, arguments.seed, say)
     say(" ".join(f"{name} {count}" for name, count in evidence.counts().items() if count))
@@ -270,7 +279,7 @@ def _bugs(evidence: Evidence, runner: Runner, seed: str, say: Say) -> None:
         stage = built(runner.work, replace=bug.overlay(), name=f"bug-{number}")
         if bug.alter is not None:
             bug.alter(stage)
-        broken = Runner(stage, runner.options, runner.work, runner.patience_s, runner.end_s)
+        broken = replace(runner, releases=[stage.release])
         job = case_job(stage, bug.case, seed)
         outcome = broken.one(job)
         caught = outcome.verdict in bug.expected

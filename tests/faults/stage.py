@@ -47,10 +47,16 @@ class Stage:
             return file.read(length)
 
 
-def built(directory: Path, *, replace: Mapping[str, bytes] | None = None, name: str = "now") -> Stage:
-    """Build the production image, with other bytes for some files of the tree, and prepare a disk."""
+def built(
+    directory: Path,
+    *,
+    replace: Mapping[str, bytes] | None = None,
+    name: str = "now",
+    production: bool = True,
+) -> Stage:
+    """Build the image, with other bytes for some files of the tree, and prepare a disk."""
     out = directory / name
-    build(out, production=True, replace=replace, progress=Progress())
+    build(out, production=production, replace=replace, progress=Progress())
     return prepared(out / "spine.img", directory / f"{name}.img", name)
 
 

@@ -40,7 +40,7 @@ def stage(work: Path) -> Stage:
 
 @pytest.fixture(scope="module")
 def runner(stage: Stage, work: Path) -> Runner:
-    return Runner(stage, secure_options(), work, PATIENCE_S, time.monotonic() + 1800)
+    return Runner([stage.release], secure_options(), work, PATIENCE_S, time.monotonic() + 1800)
 
 
 def judged(boot: Boot, runner: Runner, job: Job, keep: Path | None = None) -> Outcome:
