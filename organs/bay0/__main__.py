@@ -17,6 +17,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Final, NoReturn
@@ -27,7 +28,7 @@ from organs.bay0.child import Child
 from organs.bay0.children import Children, Panic, send
 from organs.bay0.loop import Loop, Signals, now_ms
 from organs.bay0.report import Report, end_in_panic
-from organs.kernel import blocks, cgroups, mounts, power, realtime
+from organs.kernel import blocks, cgroups, firmware, mounts, power, realtime
 from organs.manifest import Manifest, load
 
 POWER_OFF, REBOOT = "poweroff", "reboot"
@@ -270,6 +271,8 @@ def boot(report: Report) -> Bay0:
     log_group = _make_folders(manifest)
     report.keep(rings.Ring(layout.LOGS, "bay0", log_group))
     report.stage("bay0")
+    if machine:
+        where = _ask_firmware(report, where)
     if machine and (set_ms := clock.at_boot(realtime.wall_ms(), release.built_ms)) is not None:
         realtime.set_to(set_ms)
         report.say("clock: set to when the image was made: the machine has no clock, or a wrong one")
@@ -288,6 +291,14 @@ def boot(report: Report) -> Bay0:
     kept = lasting.make(manifest.organs)
     lacking = (*where.missing, *(f"cgroup.{name}" for name in missing))
     return Bay0(report, release, where, lacking, manifest, listeners, kept, log_group)
+
+
+def _ask_firmware(report: Report, where: ground.Ground) -> ground.Ground:
+    """The ground with what the firmware says of itself; what was wrong in its variables is said."""
+    seen = firmware.visit()
+    for note in seen.notes:
+        report.say(f"firmware: {note}")
+    return replace(where, secure_boot=seen.secure_boot)
 
 
 def _make_folders(manifest: Manifest) -> int:

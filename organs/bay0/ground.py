@@ -40,6 +40,8 @@ class Ground:
     slot: str | None
     root_hash: str | None
     verified: bool
+    # What the firmware says of Secure Boot: on, off, unknown. None: there is no firmware of ours.
+    secure_boot: str | None = None
 
     def open(self, name: str, mode: str) -> int:
         """A descriptor of a device for one incarnation of an organ. Raises OSError."""

@@ -11,6 +11,7 @@ from typing import Final
 
 from organs.bay0.ground import Ground
 from organs.bay0.state import ChildFacts, Release
+from organs.kernel import firmware
 
 COLUMNS: Final = 79
 ROWS: Final = 24
@@ -30,12 +31,20 @@ def page(
         f"  root     {ground.root_hash or 'not verified by this kernel'}",
         f"  boot     {'healthy' if healthy else 'not yet healthy'}",
         *(f"  data     BAD: {name} is closed, writes nothing" for name in bad),
+        *([f"  secure   {_secure(ground.secure_boot)}"] if ground.secure_boot is not None else []),
         "",
         "  organ            state     generation  deaths",
     ]
     for name, facts in {"zygote": zygote, **organs}.items():
         lines.append(f"  {name:<15}  {facts.state:<8}  {facts.generation:>10}  {facts.deaths:>6}")
     return _fit(lines)
+
+
+def _secure(said: str) -> str:
+    """What Secure Boot being on or not means to who stands in front of the machine."""
+    if said == firmware.ON:
+        return "boot is on"
+    return f"boot is {said}: who has the disk in hand can replace the kernel"
 
 
 def panic_page(name: str, reason: str) -> str:

@@ -58,6 +58,7 @@ def document(
             "slot": ground.slot,
             "rootHash": ground.root_hash,
             "verified": ground.verified,
+            "secureBoot": ground.secure_boot,
             "healthy": healthy,
             "missing": list(missing),
             "version": release.version,

@@ -3,10 +3,10 @@
 At its start it reads all four (`organs/integrity/survey.py`) and says what they are. After bay0 says
 "healthy" it gives the running slot all its tries again, and writes anew what is not as it should be
 (`organs/integrity/pairs.py`). `slots` tells all of it. The installed personas are kept by
-`organs/integrity/personas.py`.
+`organs/integrity/personas.py`, a new version of the system comes in through `organs/integrity/update.py`.
 
-Touches: the block devices of slots and boot volumes by the descriptors it was handed, /run/spine/organs.json
-and the release key to read.
+Touches: the block devices of slots and boot volumes by the descriptors it was handed; /run/spine/organs.json,
+the release file and the release key to read.
 Never: mounts anything, writes the partition of the slot that runs, writes before the boot is healthy.
 Fails: a device that cannot be read or written is said on stderr and in the answer of `slots`; the machine
 runs on with what it has.
@@ -15,20 +15,27 @@ runs on with what it has.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
+from bus.envelope import Code, Failure
 from organs import layout
 from organs.integrity import personas
 from organs.integrity.pairs import Pairs
-from organs.integrity.survey import Survey
+from organs.integrity.replace import NotReplaced, Source
+from organs.integrity.slots import may_install
+from organs.integrity.survey import SLOTS, Survey
+from organs.integrity.update import Here, Refusal, Staged, UpdateRefused, Updates
 
 ORGANS = Path(layout.ORGANS_JSON)
+RELEASE = Path(layout.RELEASE)
 HEALTHY = "healthy"
 REBOOT = "reboot"
 
@@ -101,10 +108,40 @@ def slots(pairs: Pairs) -> dict[str, object]:
     }
 
 
+def here(pairs: Pairs) -> Here | None:
+    """What an update is held against; None where there are no slots. Raises OSError, ValueError, KeyError."""
+    fds = [fd for name in SLOTS.values() if (fd := pairs.survey.fd(name)) is not None]
+    if not fds:
+        return None
+    release = json.loads(RELEASE.read_text(encoding="utf-8"))
+    unhealthy = "" if running().healthy else "this boot is not confirmed healthy yet"
+    return Here(
+        key=pairs.key,
+        # A container runs no slot: there it is the version of the slot that is trusted.
+        version=pairs.running_version() or str(release["version"]),
+        image=str(release["image"]),
+        slot_bytes=min(os.lseek(fd, 0, os.SEEK_END) for fd in fds),
+        not_now=may_install(pairs.facts()) or unhealthy,
+    )
+
+
+async def install(pairs: Pairs, staged: Staged) -> str:
+    """Write an update that was examined; the letter of its slot. Raises UpdateRefused, Failure."""
+    try:
+        source = await trio.to_thread.run_sync(Source, staged.read, staged.length, pairs.key)
+    except NotReplaced as error:
+        raise UpdateRefused(Refusal.MALFORMED, str(error)) from None
+    try:
+        return await pairs.install(source)
+    except NotReplaced as error:
+        raise Failure(Code.CORRUPT, str(error)) from None
+
+
 async def main(spine: Spine) -> None:
-    """Serve slots and personas, and keep both pairs."""
+    """Serve slots, personas and updates, and keep both pairs."""
     pairs = Pairs(Survey(spine.fds), running().slot, say, lambda: spine.ask(REBOOT))
     counter = personas.counter(spine.fds)
+    updates = Updates(partial(here, pairs), partial(install, pairs), lambda: spine.ask(REBOOT))
 
     async def answer(_call: object, _params: Mapping[str, object]) -> dict[str, object]:
         return slots(pairs)
@@ -112,4 +149,5 @@ async def main(spine: Spine) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen, spine, pairs)
         nursery.start_soon(pairs.run)
-        await spine.serve({"slots": answer, **counter.handlers()})
+        nursery.start_soon(updates.run)
+        await spine.serve({"slots": answer, **counter.handlers(), **updates.handlers()})

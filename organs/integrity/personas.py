@@ -116,7 +116,7 @@ class Store:
             copies = [self._device.read(at, shelf.TABLE_BYTES) for at in shelf.COPIES]
             try:
                 table = shelf.read(copies[1], copies[0], self._device.size)
-            except shelf.Unreadable as error:
+            except shelf.Unreadable as error:  # INV-STATE-6
                 raise Failure(Code.CORRUPT, f"the partition of the personas: {error}") from None
             if table != shelf.EMPTY:
                 try:

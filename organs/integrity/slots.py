@@ -384,7 +384,7 @@ def _update(facts: Facts, own: str) -> Update:
     newer = facts.order is (Order.B_NEWER if other == B else Order.A_NEWER)
     if pair.slot is not Slot.VERIFIED or not newer or pair.boot is not Boot.GOOD:
         return Update.NONE
-    return Update.PENDING if pair.tries else Update.FAILED
+    return Update.PENDING if pair.tries else Update.FAILED  # INV-UPDATE-7
 
 
 def order(version: str) -> tuple[int, ...]:

@@ -71,13 +71,14 @@ class UpdateRefused(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """What an update is held against: the release key, what runs, and how large a slot is."""
+    """What an update is held against: the release key, what runs, how large a slot is; and why none may come
+    just now, empty when one may."""
 
     key: bytes
     version: str
     image: str
     slot_bytes: int
-    healthy: bool
+    not_now: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,8 +312,8 @@ class Updates:
         here = self._here()
         if here is None:
             raise Failure(Code.NOT_FOUND, "there are no slots here")
-        if not here.healthy:  # INV-UPDATE-5
-            raise Failure(Code.BUSY, "this boot is not confirmed healthy yet")
+        if here.not_now:  # INV-UPDATE-5
+            raise Failure(Code.BUSY, here.not_now)
         return here
 
     async def _begin(self, call: Caller, params: Mapping[str, object]) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,10 +44,26 @@ def test_the_page() -> None:
 
 @pytest.mark.proves("INV-STATE-4")
 def test_the_page_says_that_the_data_are_bad() -> None:
-    closed = dataclasses.replace(GATE, state="ready", closed=True)
+    closed = replace(GATE, state="ready", closed=True)
     shown = lines(screen.page(RELEASE, MACHINE, True, ZYGOTE, {"gate": closed}))
-    assert shown[4:6] == ["  boot     healthy", "  data     BAD: gate is closed, writes nothing"]
+    at = shown.index("  boot     healthy")
+    assert shown[at + 1] == "  data     BAD: gate is closed, writes nothing"
     assert state.document(RELEASE, MACHINE, (), True, ZYGOTE, {"gate": closed})["organs"]["gate"]["closed"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("on", "  secure   boot is on"),
+        ("off", "  secure   boot is off: who has the disk in hand can replace the kernel"),
+        ("unknown", "  secure   boot is unknown: who has the disk in hand can replace the kernel"),
+    ],
+)
+def test_the_page_says_what_secure_boot_means(said: str, shown: str) -> None:
+    page = screen.page(RELEASE, replace(MACHINE, secure_boot=said), True, ZYGOTE, {})
+    assert shown in lines(page)
+    content = state.document(RELEASE, replace(MACHINE, secure_boot=said), (), True, ZYGOTE, {})
+    assert content["boot"]["secureBoot"] == said  # type: ignore[index]  # a document of ours
 
 
 @given(st.text(max_size=3000))
@@ -74,6 +90,7 @@ def test_the_state_file_is_replaced_whole_and_only_when_it_changed(tmp_path: Pat
             "slot": "a",
             "rootHash": "5e" * 32,
             "verified": True,
+            "secureBoot": None,
             "healthy": True,
             "missing": [],
             "version": "0.1.0",

@@ -210,6 +210,24 @@ def test_the_page_says_the_same() -> None:
     assert "linda           installed" not in shown
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("on", "firmware  secure boot on"),
+        ("off", "firmware  SECURE BOOT OFF: who has the disk in hand can replace the kernel"),
+        ("unknown", "firmware  secure boot unknown"),
+        ("what", "firmware  secure boot unknown"),
+        (None, None),
+    ],
+)
+def test_secure_boot_is_said_with_what_it_means(said: str | None, shown: str | None) -> None:
+    told = copy.deepcopy(TOLD)
+    told["organs"]["boot"]["secureBoot"] = said  # type: ignore[index]  # a document of ours
+    found = status.document(GROUND, told, SLOTS, ROOMS, PERSONAS, DATA)
+    assert found["secureBoot"] == said
+    assert shown in status.page(found) if shown else "secure boot" not in status.page(found).lower()
+
+
 def test_nobody_with_the_focus_and_nobody_at_all_say_what_to_do() -> None:
     found = status.document(GROUND, TOLD, SLOTS, {**ROOMS, "focus": ""}, PERSONAS, DATA)
     assert found["focus"] is None

@@ -12,6 +12,7 @@ from spine import paths
 from spine.errors import SpineError
 from spine.image import disk, rescue, uki
 from tests.image import loader
+from tests.image.programs import stub
 
 SOURCE, SCRIPT = ((paths.ROOT / path).read_bytes() for path in rescue.FILES)
 # Where the optional header begins, from the COFF header (Microsoft, "PE Format").

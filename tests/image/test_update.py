@@ -45,7 +45,7 @@ def test_what_is_packed_comes_out() -> None:
 def test_the_spine_takes_what_is_packed() -> None:
     found = update.unpack(packed(), check)
     here = organs_update.Here(
-        key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, healthy=True
+        key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, not_now=""
     )
     offer = organs_update.offered(found.block, len(found.slot), here)
     organs_update.examined(disks.reader(found.slot), offer, disks.PUBLIC)

@@ -42,6 +42,7 @@ class Boot(Enum):
     SECURE_LOADER = "Secure Boot: a flipped bit in systemd-boot"
     SECURE_OFF = "the changed command line with Secure Boot off"
     DATA = "a persist of zeroes: healthy, with a closed gate"
+    UPDATE = "an update that becomes what runs, and one that does not start: the machine starts itself anew"
     DEMO = "the demo: put"
     DEMO_AFTER_CUT = "the demo: get, and all that follows"
     DEMO_FLIPPED = "the demo: a flipped byte"

@@ -421,6 +421,8 @@ def test_a_person_is_told_and_gets_out(out: Path, tmp_path: Path, monkeypatch: p
         assert "./spine boot --fresh-data" in page
         error = json.loads(spine("call", "--json", *container, "gate.get", "persona=linda", "key=k", code=1))
         assert why in error["error"]["why"]
+        # There is no file system to stop, and nobody is killed for it.
+        spine("powercut", *container, code=5)
         # It runs, so nothing is made anew under it.
         spine(*boot, "--fresh-data", code=5)
         spine("stop", *container)

@@ -7,10 +7,13 @@ machines would start otherwise is shown by the signed one, and by one that was c
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -27,8 +30,15 @@ pytestmark = pytest.mark.machine
 # From power-on until the firmware has tried all it has. Tried: 10 s emulated on two idle cores.
 REFUSED_S = 240.0
 GIVEN_UP = "No bootable option or device was found"
-# The partition that a firmware looks into, whatever it is called.
-VOLUMES = ("esp", "boot-a", "boot-b")
+# What another system on this machine may have left: the entry of a slot, by name, so that tries do not count.
+PINNED = enrolment.Variable(
+    "LoaderEntryDefault",
+    uuid.UUID("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"),
+    "spine-b.efi\0".encode("utf-16-le"),
+    0x7,
+)
+# The partitions that a firmware and systemd-boot look into.
+VOLUMES = ("boot-a", "boot-b")
 LOADERS, PROGRAMS = "EFI/BOOT", "EFI/Linux"
 
 
@@ -46,11 +56,11 @@ def power_on(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     """Start machines on given disks; end them all afterwards."""
     started: list[Machine] = []
 
-    def start(boot: Boot, disk: Path, *, secure: bool = True) -> Machine:
+    def start(boot: Boot, disk: Path, *more: enrolment.Variable, secure: bool = True) -> Machine:
         machine = Machine(tmp_path / boot.name.lower())
         started.append(machine)
         how, _ = accel.choose("auto")
-        machine.start(disk, accel=how, enroll=owner() if secure else ())
+        machine.start(disk, accel=how, enroll=(*owner(), *more) if secure else ())
         return machine
 
     yield start
@@ -104,11 +114,24 @@ def slower_watchdog(program: bytes) -> bytes:
 
 
 @pytest.mark.proves("INV-SECURE-3")
-def test_what_the_owner_signed_starts(disk: Path, power_on: Callable[..., Machine]) -> None:
-    machine = power_on(Boot.SECURE, disk)
+@pytest.mark.proves("INV-SECURE-4")
+@pytest.mark.proves("INV-SECURE-5")
+def test_what_the_owner_signed_starts_and_the_firmware_is_asked(
+    disk: Path, power_on: Callable[..., Machine]
+) -> None:
+    machine = power_on(Boot.SECURE, disk, PINNED)
     machine.wait_ready()
-    facts = Live("machine", machine).boot_facts()
+    live = Live("machine", machine)
+    facts = live.boot_facts()
     assert facts["verified"] is True
+    asks = "CONFIG_EFIVAR_FS=y" in (paths.out() / "kernel.config").read_text()
+    assert facts["secureBoot"] == ("on" if asks else "unknown")
+    log = live.call("operator.log", organ="bay0", bytes=4096)["text"]
+    assert isinstance(log, bytes)
+    assert (b"firmware: LoaderEntryDefault is removed" in log) == asks
+    for name in ("bay0", *live.table()):
+        mounts = cast(dict[str, object], live.probe("process", name))["mounts"]
+        assert "efivarfs" not in json.dumps(mounts), name
 
 
 CHANGES = {

@@ -28,7 +28,7 @@ from tests.bus.wiring import own_schemas
 from tests.integrity import disks
 
 INTEGRITY = own_schemas().interfaces["integrity"]
-HERE = Here(key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, healthy=True)
+HERE = Here(key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, not_now="")
 HEAD = struct.Struct("<16sI64s")
 
 
@@ -472,7 +472,7 @@ async def test_before_the_boot_is_healthy_nothing_comes(tmp_path: Path) -> None:
     block, whole = new()
     async with running(tmp_path) as held:
         begun = {"manifest": block, "bytes": len(whole)}
-        held.here = replace(HERE, healthy=False)
+        held.here = replace(HERE, not_now="not healthy yet")
         assert (await refusal(partial(held.operator.call, "beginUpdate", begun)))[0] is Code.BUSY
         held.here = None
         assert (await refusal(partial(held.operator.call, "beginUpdate", begun)))[0] is Code.NOT_FOUND

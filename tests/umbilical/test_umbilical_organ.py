@@ -121,9 +121,7 @@ class Taken:
     """Integrity's side of the bus: the desk of its own code, with a list in the place of the slots."""
 
     def __init__(self) -> None:
-        self.here = Here(
-            key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, healthy=True
-        )
+        self.here = Here(key=disks.PUBLIC, version="1", image="production", slot_bytes=disks.SIZE, not_now="")
         self.written: list[bytes] = []
         self.reboots = 0
         self.updates = Updates(lambda: self.here, self._install, self._reboot)

@@ -295,6 +295,13 @@ class Container:
         persist = os.open(f"/proc/{gate[0]}/root/persist", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             device = os.fstat(persist).st_dev
+            if device == os.stat(f"/proc/{gate[0]}/root").st_dev:
+                raise SpineError(
+                    "the power cannot be cut honestly",
+                    "the gate is closed, so nobody holds the file system that is to lose what was not synced",
+                    "./spine status --container   (says what is wrong with the data)",
+                    Exit.REFUSED,
+                )
             # The kill comes first: nobody may live to be told that a sync went well which did not.
             (group / "cgroup.kill").write_text("1", encoding="ascii")
             calls.shut_down_ext4(persist)

@@ -12,26 +12,41 @@ import json
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spine import paths
 from spine.errors import Exit, SpineError
-from spine.image import authenticode, commands, disk, inputs, kernel, keys, rescue, root, slot, uki, verity
+from spine.image import (
+    authenticode,
+    commands,
+    disk,
+    inputs,
+    kernel,
+    keys,
+    licences,
+    rescue,
+    root,
+    sbom,
+    slot,
+    uki,
+    verity,
+)
 from spine.image.cache import Cache, digest, file_digest
 from spine.image.sources import Sources
 from spine.progress import Progress
 
 SLOTS = ("a", "b")
-# The part of a kernel and root that may not be exceeded, and the one we aim for (bytes).
-BUDGET = 40_000_000
-GOAL = 20_000_000
+# What kernel and root together may not exceed, per profile (bytes).
+BUDGETS = {"qemu": 20_000_000, "pc": 40_000_000}
 # What `build` leaves in out/, besides the report.
-IMAGE_FILES = ("spine.img", "spine.efi", "root.squashfs", "kernel.config")
+IMAGE_FILES = ("spine.img", "spine.efi", "root.squashfs", "kernel.config", sbom.FILE)
 # What was left in out/ and from which inputs, so that a build with nothing to do touches nothing.
 STAMP = ".build.json"
+# What the packages of the root say of their licences, kept beside it.
+LICENCES = "licences.json"
 LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 STUB = "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 
@@ -48,12 +63,17 @@ class _Plan:
     facts: root.Facts
     key: Ed25519PrivateKey
     boot_key: keys.BootKey
+    profile: str
     progress: Progress
 
     def signed(self, program: bytes) -> bytes:
         """A program as it goes into a boot volume: every one goes through here, so none is unsigned."""
         # INV-SECURE-1
         return authenticode.sign(program, self.boot_key.secret, self.boot_key.certificate)
+
+    def own(self) -> list[str]:
+        """Our own files that go into the root, or that it is made by."""
+        return [*self.sources.files("organs", "bus", "schemas"), *root.STANDINS]
 
     def recipe(self) -> str:
         """The hash of the code that makes everything but the kernel."""
@@ -68,14 +88,16 @@ def build(
     *,
     root_only: bool = False,
     production: bool = False,
+    profile: str = "qemu",
     relock: bool = False,
     replace: Mapping[str, bytes] | None = None,
     progress: Progress,
 ) -> Report:
     """Build what is missing and leave it in `out`; the report.
 
-    `root_only` makes out/root.squashfs and no kernel or disk. `replace` lays other bytes over files of the
-    tree (paths relative to its root). `relock` renews inputs.lock first. SpineError when it cannot be built.
+    `root_only` makes out/root.squashfs and no kernel or disk. `profile`: the machine that the kernel is for,
+    "qemu" or "pc". `replace` lays other bytes over files of the tree (paths relative to its root). `relock`
+    renews inputs.lock first. SpineError when it cannot be built.
     """
     sources = Sources(paths.ROOT, replace or {})
     cache = Cache(paths.cache(), progress.say)
@@ -88,7 +110,7 @@ def build(
     version = tomllib.loads(sources.read("pyproject.toml").decode())["project"]["version"]
     signs_personas = keys.public_bytes(keys.persona_key())
     facts = root.Facts(str(version), keys.public_bytes(key), signs_personas, production=production)
-    plan = _Plan(cache, sources, locked, facts, key, keys.boot_key(keys.Role.DB), progress)
+    plan = _Plan(cache, sources, locked, facts, key, keys.boot_key(keys.Role.DB), profile, progress)
     made_root, root_key = _root(plan)
     if root_only:
         deliver(
@@ -98,10 +120,10 @@ def build(
         )
         return _load(made_root / "root.json")
     [source] = locked.of("kernel")
-    fragment = sources.read(kernel.FRAGMENT).decode()
+    fragment = kernel.merged(profile, lambda path: sources.read(path).decode())
     kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
     image_key = digest(
-        *("image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)),
+        *("image", profile, root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)),
         plan.boot_key.der,
         sources.digest(*rescue.FILES),
     )
@@ -131,11 +153,10 @@ def _root(plan: _Plan) -> tuple[Path, str]:
         *(package.sha256 for package in packages),
         *(wheel.sha256 for wheel in locked.wheels),
     )
-    own = [*plan.sources.files("organs", "bus", "schemas"), *root.STANDINS]
     root_key = digest(
         "root",
         base_key,
-        plan.sources.digest(*own),
+        plan.sources.digest(*plan.own()),
         json.dumps(plan.facts.release()),
         plan.facts.public_key,
         plan.facts.persona_key,
@@ -150,6 +171,11 @@ def _root(plan: _Plan) -> tuple[Path, str]:
             python_lock = plan.sources.read(inputs.PYTHON_LOCK).decode()
             wheels = dict(zip(locked.wheels, inputs.fetch_wheels(cache, locked, python_lock), strict=True))
             root.make_base(directory, debs, wheels)
+            said = {
+                f"deb:{package.name}": licences.of_deb(package.name, deb) for package, deb in debs.items()
+            }
+            said |= {f"wheel:{wheel.name}": licences.of_wheel(path) for wheel, path in wheels.items()}
+            (directory / LICENCES).write_text(json.dumps({name: asdict(one) for name, one in said.items()}))
 
     def make_root(directory: Path) -> None:
         base = cache.entry("base", base_key, make_base)
@@ -157,6 +183,7 @@ def _root(plan: _Plan) -> tuple[Path, str]:
             compiled = directory / "compiled"
             compiled.mkdir()
             _compile_schemas(plan.sources, directory / "schemas", compiled)
+            shutil.copyfile(base / LICENCES, directory / LICENCES)
             root.make_root(directory, base, plan.sources, compiled, plan.facts, locked.epoch)
 
     return cache.entry("root", root_key, make_root), root_key
@@ -203,7 +230,7 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
         }
         length = _number(about, "squashfsBytes")
-        _check_budget(len(ukis[SLOTS[-1]]) + len(packed))
+        _check_budget(plan.profile, len(ukis[SLOTS[-1]]) + len(packed))
         slot_facts = {**plan.facts.release(), "rootHash": str(about["rootHash"])}
         slot_bytes, parts = slot.compose(
             packed[:length],
@@ -227,16 +254,32 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
         # With equal versions systemd-boot starts the last slot first.
         (directory / "spine.efi").write_bytes(ukis[SLOTS[-1]])
         shutil.copyfile(made_kernel / "config", directory / "kernel.config")
+        (directory / sbom.FILE).write_bytes(_sbom(plan, made_root, directory))
         report = _report(plan, directory, about, bzimage, ukis, parts, len(slot_bytes))
         (directory / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
 
 
-def _check_budget(total: int) -> None:
+def _sbom(plan: _Plan, made_root: Path, directory: Path) -> bytes:
+    said = {
+        str(name): licences.Licence(str(row["declared"]), tuple(row["names"]))
+        for name, row in json.loads((made_root / LICENCES).read_bytes()).items()
+    }
+    [boot] = plan.locked.of("boot")
+    said[f"deb:{boot.name}"] = licences.of_deb(boot.name, inputs.fetch_package(plan.cache, boot))
+    overlay = kernel.OVERLAYS[plan.profile]
+    fragments = [kernel.FRAGMENT, overlay] if overlay else [kernel.FRAGMENT]
+    paths_ = [*plan.own(), *fragments, *rescue.FILES, inputs.LOCK, inputs.PYTHON_LOCK]
+    own = [(path, plan.sources.read(path)) for path in paths_]
+    return sbom.document(plan.facts.release(), plan.locked, said, own, file_digest(directory / "spine.img"))
+
+
+def _check_budget(profile: str, total: int) -> None:
+    budget = BUDGETS[profile]
     # INV-IMAGE-6
-    if total > BUDGET:
+    if total > budget:
         raise SpineError(
             "the image is too large",
-            f"kernel and root have {total / 1e6:.1f} MB together, the promise is {BUDGET / 1e6:.0f}",
+            f"kernel and root have {total / 1e6:.1f} MB together, the promise is {budget / 1e6:.0f}",
             "make spine-image/kernel.config or spine-image/inputs.lock smaller",
         )
 
@@ -249,6 +292,9 @@ def _uki(plan: _Plan, name: str, stub: bytes, bzimage: bytes, blocks: int, root_
         root_hash,
         verity.SALT.hex(),
         production=plan.facts.production,
+        # The first partition of the same disk: one that is found means that the disk is there. Not the slot:
+        # one that is lost must panic, so that the next boot tries the other.
+        wait_for=disk.PARTITIONS[0].id if plan.profile == "pc" else None,
     )
     version = plan.facts.version
     release = f'ID=alpine-spine\nVERSION_ID={version}\nPRETTY_NAME="Alpine-Spine {version} (slot {name})"\n'
@@ -281,6 +327,7 @@ def _report(
     compiler = commands.run(["gcc", "--version"], what="the compiler cannot be asked").decode().split("\n")[0]
     return {
         **plan.facts.release(),
+        "profile": plan.profile,
         "compiler": compiler,
         "inputs": {
             "packages": [vars(entry) for entry in plan.locked.packages],
@@ -296,8 +343,7 @@ def _report(
             "root, compressed": about["squashfsBytes"],
             "hash tree": about["treeBytes"],
             "total": len(first) + root_bytes,
-            "goal": GOAL,
-            "budget": BUDGET,
+            "budget": BUDGETS[plan.profile],
         },
         "slot": {"length": slot_length, "parts": {part.name: [part.offset, part.length] for part in parts}},
         "partitions": {

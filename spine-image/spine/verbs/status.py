@@ -36,6 +36,12 @@ STANDING = {
     "leaving": "restarting into the other pair",
     "none": "there are no slots here",
 }
+# What Secure Boot being on or not means, where there is a firmware.
+SECURE_BOOT = {
+    "on": "secure boot on: it starts what its keys signed, and nothing else",
+    "off": "SECURE BOOT OFF: who has the disk in hand can replace the kernel   (docs/keys.md)",
+    "unknown": "secure boot unknown: the kernel cannot ask; take it for off   (docs/keys.md)",
+}
 NOBODY = "nobody has the focus   (./spine focus NAME)"
 
 HELP = "what runs: ground, slot, organs, rooms, focus"
@@ -127,6 +133,8 @@ def document(
             "healthy": boot["healthy"],
         },
         "pairs": _pairs(slots),
+        # on, off, unknown; null: no firmware is asked (a container, or an image that is older than this).
+        "secureBoot": None if boot.get("secureBoot") is None else _text(boot["secureBoot"]),
         "checked": {str(row["name"]): row for row in _rows(slots["checked"] if slots else [])},
         "organs": organs,
         "data": _data(data),
@@ -171,6 +179,8 @@ def page(found: Mapping[str, object]) -> str:
     ]
     if found["pairs"] is not None:
         lines.append(f"pairs     {_standing(_object(found['pairs']))}")
+    if found["secureBoot"] is not None:
+        lines.append(f"firmware  {SECURE_BOOT.get(_text(found['secureBoot']), SECURE_BOOT['unknown'])}")
     for name, row in _object(found["checked"]).items():
         checked = _object(row)
         why = f": {checked['detail']}" if checked["detail"] else ""

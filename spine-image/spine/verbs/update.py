@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bus.envelope import Code
 from spine import paths
 from spine.errors import Exit, SpineError
 from spine.ground import gpt
@@ -44,7 +45,8 @@ CHUNK_BYTES = 512 * 1024
 VERSION = re.compile(r"(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){0,3}")
 # Three boots that fail and the old version's, emulated and under load, each with bay0's own patience in it.
 BACK_S = 1800.0
-# After it was confirmed healthy a system reads both slots before it says what runs; it is asked this often.
+# Until a spine that has just started is confirmed healthy and has read its slots, emulated and under load.
+BUSY_S = 120.0
 ASK_S = 1.0
 
 Answer = dict[str, object]
@@ -194,6 +196,13 @@ def _refused(what: str, kind: str, why: str) -> SpineError:
 
 def _apply(args: argparse.Namespace) -> Answer:
     ground = attach(args.ground)
+    if args.reboot and ground.console.before == ():
+        raise SpineError(
+            "a container starts no slot",
+            "it has no boot loader, so what is written to a slot does not run there",
+            f"./spine update apply {args.file}   (or on a machine: ./spine boot --detach)",
+            Exit.USAGE,
+        )
     found = read(args.file)
     progress = Progress()
     with ground.port() as port:
@@ -217,8 +226,7 @@ def send(port: "Port", block: bytes, data: bytes, progress: Progress) -> Mapping
     ticket: object = None
     try:
         with progress.stage("send the update"):
-            begun = port.call("integrity.beginUpdate", {"manifest": block, "bytes": len(data)})
-            ticket = begun["ticket"]
+            ticket = _begin(port, block, len(data), progress)
             for at in range(0, len(data), CHUNK_BYTES):
                 piece = {"ticket": ticket, "offset": at, "data": data[at : at + CHUNK_BYTES]}
                 port.call("integrity.updateChunk", piece)
@@ -234,6 +242,19 @@ def send(port: "Port", block: bytes, data: bytes, progress: Progress) -> Mapping
         if kind not in _MENDS:
             raise
         raise _refused("the update", kind, why) from error
+
+
+def _begin(port: "Port", block: bytes, length: int, progress: Progress) -> object:
+    """A ticket, as soon as one is given: a spine that has just started is busy with its own slots."""
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return port.call("integrity.beginUpdate", {"manifest": block, "bytes": length})["ticket"]
+        except PortFailure as failure:
+            if failure.failure.code is not Code.BUSY or time.monotonic() > end:
+                raise
+            progress.note(failure.why)
+            time.sleep(ASK_S)
 
 
 @dataclass(frozen=True)
