@@ -88,6 +88,18 @@ class Look:
         return names.pop() if len(names) == 1 else ""
 
     @property
+    def differs(self) -> list[str]:
+        """The parts that are not what most parts are."""
+        parts = {
+            f"{part}-{name}": getattr(pair, kind)
+            for name, pair in sorted(self.pairs.items())
+            for part, kind in (("slot", "slot"), ("boot", "volume"))
+        }
+        held = [release for release in parts.values() if release]
+        most = max(held, key=held.count, default="")
+        return [name for name, release in parts.items() if release != most or not most]
+
+    @property
     def armed(self) -> bool:
         """Whether both counters are as a build leaves them."""
         return all(pair.counter == ARMED for pair in self.pairs.values())

@@ -24,6 +24,8 @@ BOOTS_MAX = 8
 SETTLED_S = 4.0
 # The rescue program and the firmware wait for a person; a reboot would come sooner than this.
 STAYS_S = 15.0
+# The share of the patience with a boot that one gets with a running system, which only has to read and write.
+HEALED_SHARE = 0.5
 
 RESCUE = re.compile(rb"Alpine-Spine: rescue")
 # OVMF's last words.
@@ -189,14 +191,15 @@ class Judge:
         if NOTHING.search(self._serial) and quiet_s >= STAYS_S:
             self.why = "the firmware finds nothing to start"
             return self._boot_ended() or Verdict.DEAD
-        # A pair that is being replaced changes nothing else for a while.
-        if seen.at_s - max(self._changed_s, self._busy_s) < self.patience_s:
+        # A pair that is being replaced changes nothing else for a while. A system that runs has no boot to do.
+        patience_s = self.patience_s * (HEALED_SHARE if self._armed else 1)
+        if seen.at_s - max(self._changed_s, self._busy_s) < patience_s:
             return None
         ended = self._boot_ended()
         if ended is not None:
             return ended
         if self._armed:
-            self.why = "a part differs"
+            self.why = f"{', '.join(look.differs) if look else 'a part'} differs"
             return Verdict.UNHEALED
         if look is not None and not look.any_slot and self._tried and self.pressed < BOOTS_MAX:
             self.pressed += 1

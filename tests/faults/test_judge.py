@@ -90,6 +90,8 @@ def test_a_part_that_differs_is_not_healed_until_it_is_replaced(pair: Pair) -> N
     assert story.waits(SETTLED_S + 1).verdict is Verdict.BLESSED
     story = Story(look=pairs(a=pair)).tries("b").armed("b").waits(PATIENCE_S + 2)
     assert story.verdict is Verdict.UNHEALED
+    parts = [name for name, held in (("slot-a", pair.slot), ("boot-a", pair.volume)) if held != "now"]
+    assert story.judge.why == f"{', '.join(parts)} differs"
 
 
 def test_who_writes_is_not_idle() -> None:
