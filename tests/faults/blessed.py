@@ -89,14 +89,14 @@ class Look:
 
     @property
     def differs(self) -> list[str]:
-        """The parts that are not what most parts are."""
+        """The parts that are not what most parts are; of two halves, what pair B is."""
         parts = {
             f"{part}-{name}": getattr(pair, kind)
             for name, pair in sorted(self.pairs.items())
             for part, kind in (("slot", "slot"), ("boot", "volume"))
         }
         held = [release for release in parts.values() if release]
-        most = max(held, key=held.count, default="")
+        most = max(reversed(held), key=held.count, default="")
         return [name for name, release in parts.items() if release != most or not most]
 
     @property

@@ -191,7 +191,7 @@ class Judge:
         if NOTHING.search(self._serial) and quiet_s >= STAYS_S:
             self.why = "the firmware finds nothing to start"
             return self._boot_ended() or Verdict.DEAD
-        # A pair that is being replaced changes nothing else for a while. A system that runs has no boot to do.
+        # A pair that is being replaced changes nothing else for a while.
         patience_s = self.patience_s * (HEALED_SHARE if self._armed else 1)
         if seen.at_s - max(self._changed_s, self._busy_s) < patience_s:
             return None
