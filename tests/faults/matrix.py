@@ -186,7 +186,7 @@ class Runner:
     patience_s: float
     end_s: float
 
-    def one(self, job: Job, *, logged: bool = False, keep: Path | None = None) -> Outcome:
+    def one(self, job: Job, *, keep: Path | None = None) -> Outcome:
         """Make the disk, watch it, remove it. With `keep`, the disk from before and the log stay there."""
         with tempfile.TemporaryDirectory(dir=self.work) as name:
             directory = Path(name)
@@ -195,17 +195,17 @@ class Runner:
             if keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
                 sparse_copy(disk, keep / powercut.BASE_FILE)
-            machine = directory / "machine"
+            log = directory / powercut.LOG_FILE if keep is not None else None
             outcome = watch(
                 disk,
-                machine,
+                directory / "machine",
                 self.releases,
                 options=self.options,
                 patience_s=self.patience_s,
-                logged=logged,
+                log=log,
             )
-            if keep is not None:
-                sparse_copy(machine / powercut.LOG_FILE, keep / powercut.LOG_FILE)
+            if log is not None and keep is not None:
+                sparse_copy(log, keep / powercut.LOG_FILE)
             return outcome
 
     def all(self, jobs: Iterable[Job], workers: int, done: Callable[[Job, Outcome], None]) -> None:
@@ -240,7 +240,7 @@ def campaign(arguments: argparse.Namespace, work: Path, command: str, say: Say) 
 
     control = case_job(stage, CONTROL, arguments.seed)
     logs = work / f"log-{stage.image_sha256[:16]}-{arguments.firmware}"
-    outcome = runner.one(control, logged=True, keep=logs / "boot")
+    outcome = runner.one(control, keep=logs / "boot")
     done(control, outcome)
     if outcome.verdict is not Verdict.BLESSED:
         say("the control is not blessed: nothing else would say anything")
@@ -253,7 +253,7 @@ def campaign(arguments: argparse.Namespace, work: Path, command: str, say: Say) 
             continue
         if not (logs / scenario / powercut.LOG_FILE).is_file():
             logged = replace(case_job(stage, case, arguments.seed), name=f"logged {scenario}")
-            outcome = runner.one(logged, logged=True, keep=logs / scenario)
+            outcome = runner.one(logged, keep=logs / scenario)
             say(f"the log of {scenario}: {outcome.verdict.value}")
         jobs = cut_jobs(stage, scenario, logs / scenario, arguments.seed)
         runner.all(filter(wanted, jobs), arguments.jobs, done)

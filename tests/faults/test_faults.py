@@ -45,7 +45,7 @@ def runner(stage: Stage, work: Path) -> Runner:
 
 def judged(boot: Boot, runner: Runner, job: Job, keep: Path | None = None) -> Outcome:
     """Judge one disk; one boot is all that it may take."""
-    outcome = runner.one(job, logged=keep is not None, keep=keep)
+    outcome = runner.one(job, keep=keep)
     assert outcome.boots == 1, f"{boot.name}: {outcome}"
     return outcome
 

@@ -54,16 +54,14 @@ def watch(
     *,
     options: Mapping[str, object],
     patience_s: float,
-    logged: bool = False,
+    log: Path | None = None,
 ) -> Outcome:
-    """Boot the disk and say how it ended. With `logged`, its write log stays in `directory`."""
+    """Boot the disk and say how it ended. `log` is where to log its writes, outside of `directory`."""
     machine = Machine(directory)
     began = time.monotonic()
     judge = Judge(patience_s, bool(options.get("enroll")))
-    log = directory / powercut.LOG_FILE
-    directory.mkdir(parents=True, exist_ok=True)
     try:
-        nodes = powercut.blockdevs(disk, log) if logged else ()
+        nodes = powercut.blockdevs(disk, log) if log is not None else ()
         machine.start(disk, blockdevs=nodes, extra=("-smp", "1"), **options)  # type: ignore[arg-type]
         with machine.qmp() as qmp:
             verdict = _watch(machine, qmp, judge, disk, releases, began)
