@@ -49,3 +49,7 @@ class Boot(Enum):
     DEMO = "the demo: put"
     DEMO_AFTER_CUT = "the demo: get, and all that follows"
     DEMO_FLIPPED = "the demo: a flipped byte"
+    FAULT_REPAIR = "the fault matrix: a slot that rotted is replaced, behind the write log"
+    FAULT_CUT = "the fault matrix: the power cut in the middle of that"
+    FAULT_VOLUME = "the fault matrix: a boot volume that is gone"
+    FAULT_RESCUE = "the fault matrix: no try left"
