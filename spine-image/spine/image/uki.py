@@ -125,7 +125,8 @@ def command_line(
         # Not without an end: a root that never comes must panic, so that the next boot tries another slot.
         "root=/dev/dm-0 rootfstype=squashfs ro rootwait=10",
         # A panic restarts at once. An emulated CPU that its host leaves waiting is not stuck (kernel.config).
-        "panic=-1 watchdog_thresh=30",
+        # `gpt`: where the first partition table is wrong, take the second.
+        "panic=-1 watchdog_thresh=30 gpt",
         f"init=/usr/bin/bay0 spine.slot={slot} quiet",
     ]
     if not production:
