@@ -188,6 +188,28 @@ os.execv("/bin/cat", ["cat", "/proc/self/status"])
 """
 
 
+ALLOW = """
+import resource, sys
+from organs.kernel import privileges
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 256))
+privileges.allow_descriptors(100)
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (128, 256), "never fewer"
+privileges.allow_descriptors(512)
+privileges.narrow(set())
+privileges.limit(512)
+try:
+    privileges.limit(513)
+except (OSError, ValueError):
+    sys.exit(0)
+sys.exit("more than was allowed")
+"""
+
+
+@pytest.mark.container
+def test_more_descriptors_are_allowed_before_powers_go_and_not_afterwards() -> None:
+    subprocess.run([sys.executable, "-c", ALLOW], cwd=ROOT, check=True, timeout=60)
+
+
 @pytest.mark.container
 @pytest.mark.parametrize("capabilities", [set(), {12}, {12, 38}])
 def test_dropped_powers_are_exact_and_gone_for_ever(capabilities: set[int]) -> None:
