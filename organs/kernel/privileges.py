@@ -46,9 +46,9 @@ ROOM_NOFILE: Final = 1024
 
 
 def allow_descriptors(nofile_max: int) -> None:
-    """Let children be given this many descriptors: the kernel gives its first process 4096. Takes SYS_RESOURCE.
+    """Let children be given this many descriptors; the kernel gives its first process 4096.
 
-    Raises OSError, ValueError (Python's name for EPERM here).
+    Where that is fewer it takes SYS_RESOURCE. Raises OSError, and ValueError, Python's name for EPERM here.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < nofile_max:
