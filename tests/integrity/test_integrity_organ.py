@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from organs.integrity import organ, replace, survey, volume
 from organs.integrity.pairs import Pairs
@@ -70,6 +71,8 @@ class Bench:
             while found["standing"] not in SETTLED or any(row["verdict"] == "pending" for row in rows(found)):
                 await trio.sleep(0.01)
                 found = await handlers["slots"](None, {})
+            # What stands is said by then.
+            await trio.testing.wait_all_tasks_blocked()
         self.answers.append(found)
         raise Served
 
