@@ -16,7 +16,7 @@ from typing import Final
 DATAGRAM_BYTES_MAX: Final = 4096
 POWER_WORDS: Final = frozenset({"reboot", "poweroff"})
 # The named acts of a development image. There is no probe that runs what it is sent.
-PROBES: Final = frozenset({"kill", "pss", "write-root", "process"})
+PROBES: Final = frozenset({"kill", "pss", "write-root", "process", "settings"})
 # What "process" may be asked of besides the children.
 BAY0: Final = "bay0"
 # What an organ may leave with bay0 for its next incarnation. The label says to it what the descriptor is.

@@ -36,6 +36,8 @@ def perform(probe: Probe, children: Mapping[str, tuple[int, int]]) -> dict[str, 
                 return {"ok": inspection.inspect(pid)} if pid else {"error": f"{probe.target} is not running"}
             except (FileNotFoundError, ProcessLookupError) as error:
                 return {"error": f"{probe.target} is going: {error}"}
+        case "settings":
+            return {"ok": inspection.settings()}
         case _:
             return {"ok": {"errno": _write_root()}}
 

@@ -1,6 +1,6 @@
-"""Inspection: which powers the kernel says a process has. For tests; a production image does not carry this.
+"""Inspection: which powers a process has, how the kernel is set. For tests; production does not carry this.
 
-Touches: /proc/PID and the process' cgroup, to read.
+Touches: /proc/PID and the process' cgroup, /proc/sys, to read.
 Never: believes what a process says of itself.
 Fails: FileNotFoundError or ProcessLookupError when the process is gone.
 """
@@ -22,6 +22,38 @@ LIMITS: Final = ("Max open files", "Max core file size")
 CGROUP_LIMITS: Final = ("memory.max", "memory.swap.max", "pids.max")
 # __SO_ACCEPTCON of linux/net.h, as /proc/net/unix shows it.
 LISTENING: Final = 0x10000
+# What a kernel is asked for: the settings that are recommended and that this one may have.
+SETTINGS: Final = (
+    *("dev.tty.ldisc_autoload", "dev.tty.legacy_tiocsti"),
+    *(
+        "fs.protected_fifos",
+        "fs.protected_hardlinks",
+        "fs.protected_regular",
+        "fs.protected_symlinks",
+        "fs.suid_dumpable",
+    ),
+    *(
+        "kernel.dmesg_restrict",
+        "kernel.kptr_restrict",
+        "kernel.panic_on_oops",
+        "kernel.perf_event_paranoid",
+        "kernel.randomize_va_space",
+        "kernel.unprivileged_bpf_disabled",
+        "kernel.warn_limit",
+        "kernel.yama.ptrace_scope",
+    ),
+    *(
+        "net.core.bpf_jit_harden",
+        "net.ipv4.conf.all.accept_redirects",
+        "net.ipv4.conf.all.accept_source_route",
+        "net.ipv4.conf.default.accept_redirects",
+        "net.ipv4.conf.default.accept_source_route",
+        "net.ipv4.icmp_echo_ignore_broadcasts",
+        "net.ipv4.icmp_ignore_bogus_error_responses",
+        "net.ipv4.tcp_syncookies",
+    ),
+    *("vm.mmap_min_addr", "vm.mmap_rnd_bits"),
+)
 
 
 def inspect(pid: int, cgroup_root: str = cgroups.ROOT) -> dict[str, dict[str, str | int]]:
@@ -41,6 +73,17 @@ def inspect(pid: int, cgroup_root: str = cgroups.ROOT) -> dict[str, dict[str, st
         "mounts": dict(_mounts(_read(f"{folder}/mountinfo"))),
         "cgroup": dict(_cgroup(_read(f"{folder}/cgroup"), cgroup_root)),
     }
+
+
+def settings() -> dict[str, str | None]:
+    """Each setting of this kernel; None for one that it does not have or does not tell. Raises nothing."""
+    found: dict[str, str | None] = {}
+    for name in SETTINGS:
+        try:
+            found[name] = _read(f"/proc/sys/{name.replace('.', '/')}").strip()
+        except OSError:
+            found[name] = None
+    return found
 
 
 def _read(path: str) -> str:

@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOCKET_PATH_MAX = 107
 
 
-def out() -> Path:
-    """Where `build` leaves the image; not made here."""
-    return ROOT / "out"
+def out(profile: str = "qemu") -> Path:
+    """Where `build` leaves the image of a profile; not made here. The ordinary one lies in out/ itself."""
+    return ROOT / "out" if profile == "qemu" else ROOT / "out" / profile
 
 
 def cache() -> Path:

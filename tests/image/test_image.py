@@ -169,7 +169,7 @@ def test_the_report_says_what_is_there(image: Path) -> None:
 @pytest.mark.proves("INV-IMAGE-6")
 def test_kernel_and_root_keep_the_promise_about_size(image: Path) -> None:
     total = (image / "spine.efi").stat().st_size + (image / "root.squashfs").stat().st_size
-    assert total <= build.BUDGET
+    assert total <= build.BUDGETS[str(report(image)["profile"])] <= 40_000_000
 
 
 def test_the_interpreter_of_the_root_can_import_all_of_our_modules(image: Path, tmp_path: Path) -> None:

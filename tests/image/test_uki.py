@@ -85,6 +85,19 @@ def test_production_names_no_console_and_never_waits_for_ever() -> None:
     assert "console=ttyS0" in line(production=False).split()
 
 
+def test_settings_are_set_before_the_first_program() -> None:
+    words = line(production=True).split()
+    assert "sysctl.kernel.yama.ptrace_scope=3" in words
+    assert {"gpt", "page_alloc.shuffle=1", "mitigations=auto,nosmt"} <= set(words)
+    assert len(line(production=False)) < uki.COMMAND_LINE_MAX * 3 / 4
+
+
+def test_what_may_come_late_is_waited_for_before_the_root() -> None:
+    assert "waitfor" not in line(production=True)
+    waiting = uki.command_line("b", "1b2c", 3000, "ab" * 32, "", production=True, wait_for="5e5e")
+    assert "dm-mod.waitfor=PARTUUID=5e5e" in waiting.split()
+
+
 def test_a_line_the_kernel_would_cut_is_refused() -> None:
     with pytest.raises(ValueError, match="longer than the kernel takes"):
         uki.command_line("a", "p" * 600, 1, "ab" * 32, "", production=True)

@@ -39,9 +39,8 @@ from spine.image.sources import Sources
 from spine.progress import Progress
 
 SLOTS = ("a", "b")
-# The part of a kernel and root that may not be exceeded, and the one we aim for (bytes).
-BUDGET = 40_000_000
-GOAL = 20_000_000
+# What kernel and root together may not exceed, per profile (bytes).
+BUDGETS = {"qemu": 20_000_000, "pc": 40_000_000}
 # What `build` leaves in out/, besides the report.
 IMAGE_FILES = ("spine.img", "spine.efi", "root.squashfs", "kernel.config", sbom.FILE)
 # What was left in out/ and from which inputs, so that a build with nothing to do touches nothing.
@@ -64,6 +63,7 @@ class _Plan:
     facts: root.Facts
     key: Ed25519PrivateKey
     boot_key: keys.BootKey
+    profile: str
     progress: Progress
 
     def signed(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -92,14 +92,16 @@ def build(
     *,
     root_only: bool = False,
     production: bool = False,
+    profile: str = "qemu",
     relock: bool = False,
     replace: Mapping[str, bytes] | None = None,
     progress: Progress,
 ) -> Report:
     """Build what is missing and leave it in `out`; the report.
 
-    `root_only` makes out/root.squashfs and no kernel or disk. `replace` lays other bytes over files of the
-    tree (paths relative to its root). `relock` renews inputs.lock first. SpineError when it cannot be built.
+    `root_only` makes out/root.squashfs and no kernel or disk. `profile`: the machine that the kernel is for,
+    "qemu" or "pc". `replace` lays other bytes over files of the tree (paths relative to its root). `relock`
+    renews inputs.lock first. SpineError when it cannot be built.
     """
     sources = Sources(paths.ROOT, replace or {})
     cache = Cache(paths.cache(), progress.say)
@@ -112,7 +114,7 @@ def build(
     version = tomllib.loads(sources.read("pyproject.toml").decode())["project"]["version"]
     signs_personas = keys.public_bytes(keys.persona_key())
     facts = root.Facts(str(version), keys.public_bytes(key), signs_personas, production=production)
-    plan = _Plan(cache, sources, locked, facts, key, keys.boot_key(keys.Role.DB), progress)
+    plan = _Plan(cache, sources, locked, facts, key, keys.boot_key(keys.Role.DB), profile, progress)
     made_root, root_key = _root(plan)
     if root_only:
         deliver(
@@ -122,10 +124,10 @@ def build(
         )
         return _load(made_root / "root.json")
     [source] = locked.of("kernel")
-    fragment = sources.read(kernel.FRAGMENT).decode()
+    fragment = kernel.merged(profile, lambda path: sources.read(path).decode())
     kernel_key = kernel.key(source.sha256, fragment, locked.epoch)
     image_key = digest(
-        *("image", root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)),
+        *("image", profile, root_key, kernel_key, plan.recipe(), sources.read(inputs.LOCK), _boot_key(plan)),
         sources.digest(*rescue.FILES),
         plan.boot_key.der,
     )
@@ -231,7 +233,7 @@ def _image(plan: _Plan, directory: Path, made_kernel: Path, made_root: Path) -> 
             name: disk.make_boot(directory, name, files, plan.locked.epoch) for name, files in volumes.items()
         }
         length = _number(about, "squashfsBytes")
-        _check_budget(len(ukis[SLOTS[-1]]) + len(packed))
+        _check_budget(plan.profile, len(ukis[SLOTS[-1]]) + len(packed))
         slot_facts = {**plan.facts.release(), "rootHash": str(about["rootHash"])}
         slot_bytes, parts = slot.compose(
             packed[:length],
@@ -267,17 +269,19 @@ def _sbom(plan: _Plan, made_root: Path, directory: Path) -> bytes:
     }
     [boot] = plan.locked.of("boot")
     said[f"deb:{boot.name}"] = licences.of_deb(boot.name, inputs.fetch_package(plan.cache, boot))
-    paths_ = [*plan.own(), *rescue.FILES, kernel.FRAGMENT, inputs.LOCK, inputs.PYTHON_LOCK]
+    settings = [path for path in (kernel.FRAGMENT, kernel.OVERLAYS[plan.profile]) if path]
+    paths_ = [*plan.own(), *rescue.FILES, *settings, inputs.LOCK, inputs.PYTHON_LOCK]
     own = [(path, plan.sources.read(path)) for path in paths_]
     return sbom.document(plan.facts.release(), plan.locked, said, own, file_digest(directory / "spine.img"))
 
 
-def _check_budget(total: int) -> None:
+def _check_budget(profile: str, total: int) -> None:
+    budget = BUDGETS[profile]
     # INV-IMAGE-6
-    if total > BUDGET:
+    if total > budget:
         raise SpineError(
             "the image is too large",
-            f"kernel and root have {total / 1e6:.1f} MB together, the promise is {BUDGET / 1e6:.0f}",
+            f"kernel and root have {total / 1e6:.1f} MB together, the promise is {budget / 1e6:.0f}",
             "make spine-image/kernel.config or spine-image/inputs.lock smaller",
         )
 
@@ -290,6 +294,9 @@ def _uki(plan: _Plan, name: str, stub: bytes, bzimage: bytes, blocks: int, root_
         root_hash,
         verity.SALT.hex(),
         production=plan.facts.production,
+        # The first partition of the same disk: one that is found means that the disk is there. Not the slot:
+        # one that is lost must panic, so that the next boot tries the other.
+        wait_for=disk.PARTITIONS[0].id if plan.profile == "pc" else None,
     )
     version = plan.facts.version
     release = f'ID=alpine-spine\nVERSION_ID={version}\nPRETTY_NAME="Alpine-Spine {version} (slot {name})"\n'
@@ -322,6 +329,7 @@ def _report(
     compiler = commands.run(["gcc", "--version"], what="the compiler cannot be asked").decode().split("\n")[0]
     return {
         **plan.facts.release(),
+        "profile": plan.profile,
         "compiler": compiler,
         "inputs": {
             "packages": [vars(entry) for entry in plan.locked.packages],
@@ -337,8 +345,7 @@ def _report(
             "root, compressed": about["squashfsBytes"],
             "hash tree": about["treeBytes"],
             "total": len(first) + root_bytes,
-            "goal": GOAL,
-            "budget": BUDGET,
+            "budget": BUDGETS[plan.profile],
         },
         "slot": {"length": slot_length, "parts": {part.name: [part.offset, part.length] for part in parts}},
         "partitions": {

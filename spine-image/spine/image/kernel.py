@@ -1,9 +1,10 @@
-"""Builds the kernel from Debian's source and spine-image/kernel.config.
+"""Builds the kernel from Debian's source and spine-image/kernel.config; for PCs, kernel.pc.config over it.
 
 Unpacks the source into a directory of the cache, configures it from nothing (allnoconfig) plus our lines,
 checks that each line took, compiles, keeps bzImage, .config and System.map, and deletes the rest. Date,
-user, host and build number are fixed and the build runs inside its tree, so the same inputs give the same
-bytes in any directory. Touches nothing outside the cache. An interrupted build leaves nothing.
+user, host, build number and the seeds of the compiler's plugins are fixed and the build runs inside its
+tree, so the same inputs give the same bytes in any directory. Touches nothing outside the cache. An
+interrupted build leaves nothing.
 """
 
 import os
@@ -14,23 +15,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from spine.errors import SpineError
+from spine.errors import Exit, SpineError
 from spine.image import commands
 from spine.image.cache import Cache, digest, remove
 from spine.progress import Progress
 
 # Raise this when the steps below change the bytes of the kernel: it is part of the cache's key.
-RECIPE = "1"
+RECIPE = "2"
 
-# Our lines, relative to the root of the tree.
+# Our lines, relative to the root of the tree: the virtual machine's, and what a real one needs besides.
 FRAGMENT = "spine-image/kernel.config"
+OVERLAYS = {"qemu": "", "pc": "spine-image/kernel.pc.config"}
+PROFILES = tuple(OVERLAYS)
 
 # What the kernel says about who built it and when; anything real would differ from build to build.
 FIXED = {
     "KBUILD_BUILD_USER": "spine",
     "KBUILD_BUILD_HOST": "spine",
     "KBUILD_BUILD_VERSION": "1",
+    # Without it the plugin that gathers entropy puts random bytes into the program while it is compiled.
+    "KCFLAGS": "-frandom-seed=spine",
 }
+# The script that draws the seed by which structures are shuffled, and the line in it that does.
+SEED_SCRIPT = "scripts/gen-randstruct-seed.sh"
+SEED_LINE = re.compile(r"^SEED=.*$", re.MULTILINE)
+# What the compiler's plugins are compiled against, below the directory that the compiler names.
+PLUGIN_HEADER = "include/plugin-version.h"
+PLUGIN_PACKAGE = "gcc-12-plugin-dev"
 
 # How many files a build compiles, when no earlier build has left the true number.
 STEPS_GUESS = 1660
@@ -40,7 +51,7 @@ SECONDS_PER_STEP = 0.5
 KEPT_FILES = {"arch/x86/boot/bzImage": "bzImage", ".config": "config", "System.map": "System.map"}
 
 
-def wanted(fragment: str) -> dict[str, str]:
+def wanted(fragment: str, file: str = FRAGMENT) -> dict[str, str]:
     """The options of a fragment with their values; SpineError for a line that is no option and no comment."""
     found: dict[str, str] = {}
     for number, line in enumerate(fragment.splitlines(), 1):
@@ -51,12 +62,23 @@ def wanted(fragment: str) -> dict[str, str]:
         if match is None or match[1] in found:
             why = "is no option" if match is None else "stands there twice"
             raise SpineError(
-                f"kernel.config line {number}: {text}",
+                f"{file.rpartition('/')[2]} line {number}: {text}",
                 f"the line {why}; it must be CONFIG_NAME=value, once",
-                f"$EDITOR +{number} spine-image/kernel.config",
+                f"$EDITOR +{number} {file}",
             )
         found[match[1]] = match[2]
     return found
+
+
+def merged(profile: str, read: Callable[[str], str]) -> str:
+    """The lines of a profile without comments: an overlay's line replaces the same option of the fragment.
+
+    `read` gives the text of a file of the tree. SpineError for a line that is no option.
+    """
+    options = wanted(read(FRAGMENT))
+    if overlay := OVERLAYS[profile]:
+        options |= wanted(read(overlay), overlay)
+    return "".join(f"{option}={value}\n" for option, value in options.items())
 
 
 def not_taken(fragment: str, config: str) -> list[str]:
@@ -86,12 +108,15 @@ def build(
     """
 
     def make(directory: Path) -> None:
+        if wanted(fragment).get("CONFIG_GCC_PLUGINS") == "y":
+            _need_plugins()
         deb = fetch()
         tree = directory / "tree"
         tree.mkdir()
         with progress.stage("kernel: unpack the source", 40):
             _unpack(deb, tree)
         with progress.stage("kernel: configure", 20):
+            _fix_seed(tree, key)
             _configure(tree, directory, fragment, epoch)
         _compile(cache, tree, epoch, progress)
         for there, here in KEPT_FILES.items():
@@ -136,6 +161,30 @@ def _make(tree: Path, epoch: int) -> tuple[list[str], dict[str, str]]:
         "LOCALVERSION": "",
     }
     return [commands.find("make"), "-C", str(tree)], commands.environment(fixed)
+
+
+def _need_plugins() -> None:
+    said = commands.run(["gcc", "-print-file-name=plugin"], what="the compiler cannot be asked")
+    if not (Path(said.decode().strip()) / PLUGIN_HEADER).is_file():
+        raise SpineError(
+            "the kernel needs plugins of the compiler, and they cannot be compiled",
+            f"{PLUGIN_HEADER} of this gcc is not there; for Debian's gcc 12 it is in {PLUGIN_PACKAGE}",
+            f"sudo apt-get install --no-install-recommends {PLUGIN_PACKAGE}",
+            Exit.HOST_NOT_READY,
+        )
+
+
+def _fix_seed(tree: Path, key: str) -> None:
+    """Have structures shuffled by a seed that follows from what the kernel is made of, not a random one."""
+    script = tree / SEED_SCRIPT
+    fixed, count = SEED_LINE.subn(f"SEED={digest('randstruct', key)}", script.read_text())
+    if count != 1:
+        raise SpineError(
+            "the kernel's seed cannot be fixed",
+            f"{SEED_SCRIPT} of this source draws it in another way ({count} places)",
+            "$EDITOR spine-image/spine/image/kernel.py",
+        )
+    script.write_text(fixed)
 
 
 def _configure(tree: Path, directory: Path, fragment: str, epoch: int) -> None:

@@ -9,6 +9,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spine.image import parameters
+
 # Offsets in the PE headers (Microsoft, "PE Format"), relative to the header named.
 _DOS_PE_OFFSET = 0x3C
 _COFF_SECTIONS = 6
@@ -144,12 +146,21 @@ def _headers(program: bytes) -> tuple[int, int, int, int]:
 
 
 def command_line(
-    slot: str, partition: str, blocks: int, root_hash: str, salt: str, *, production: bool
+    slot: str,
+    partition: str,
+    blocks: int,
+    root_hash: str,
+    salt: str,
+    *,
+    production: bool,
+    wait_for: str | None = None,
 ) -> str:
     """What the kernel is told: where its root is and by which hash to believe it.
 
     `partition` is the PARTUUID of the slot, which holds the data and behind it the tree; `blocks` is the
-    number of data blocks, so the tree begins at block `blocks`. ValueError when the kernel would refuse it.
+    number of data blocks, so the tree begins at block `blocks`. `wait_for` is the PARTUUID of a partition
+    that must have been found before the root is looked for: disks behind USB and their like come when they
+    come. ValueError when the kernel would refuse it.
     """
     table = (
         f"spine,,,ro,0 {blocks * 8} verity 1 PARTUUID={partition} PARTUUID={partition} 4096 4096 "
@@ -160,12 +171,13 @@ def command_line(
     words = [
         # Not without an end: a root that never comes must panic, so that the next boot tries another slot.
         "root=/dev/dm-0 rootfstype=squashfs ro rootwait=10",
-        # A panic restarts at once. An emulated CPU that its host leaves waiting is not stuck (kernel.config).
-        "panic=-1 watchdog_thresh=30",
+        *parameters.words(),
         f"init=/usr/bin/bay0 spine.slot={slot} quiet",
     ]
     if not production:
         words.append("console=tty0 console=ttyS0")
+    if wait_for is not None:
+        words.append(f"dm-mod.waitfor=PARTUUID={wait_for}")
     line = " ".join([*words, f'dm-mod.create="{table}"'])
     if len(line) > COMMAND_LINE_MAX:
         raise ValueError("the command line is longer than the kernel takes")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spine.errors import Exit, SpineError
+from spine.image import kernel
 from spine.image.build import build
 from spine.progress import Progress
 
@@ -37,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     word("diff", "build both images, and show exactly what development adds", _diff)
     checked = word("verify", "build anew, and compare part by part with a disk image or an update", _verify)
     checked.add_argument("file", metavar="FILE", type=Path, help="a spine.img, or a NAME.update")
+    checked.add_argument(
+        "--profile", choices=kernel.PROFILES, default="qemu", help="the machine its kernel is for (qemu)"
+    )
     checked.add_argument(
         "--alone", action="store_true", help="check its signatures and hashes, build nothing"
     )
@@ -135,7 +139,7 @@ def _verify(args: argparse.Namespace) -> Answer:
     code = Exit.REFUSED if told.problems else Exit.OK
     if not args.alone:
         try:
-            differs = _against_rebuilt(file, told.kind, told.image == "production", check)
+            differs = _against_rebuilt(args, told.kind, told.image == "production", check)
         except SpineError as error:
             # What is known already is worth saying.
             answer["why"] = f"{error.what}: {error.why}"
@@ -154,13 +158,13 @@ def _verify(args: argparse.Namespace) -> Answer:
 
 
 def _against_rebuilt(
-    file: Path, kind: str, production: bool, check: Callable[[bytes, bytes], None]
+    args: argparse.Namespace, kind: str, production: bool, check: Callable[[bytes, bytes], None]
 ) -> dict[str, int | None]:
     from spine.ground import gpt
     from spine.image import update, verify
 
     with tempfile.TemporaryDirectory(prefix="spine-verify-") as place:
-        build(Path(place), production=production, progress=Progress())
+        build(Path(place), production=production, profile=args.profile, progress=Progress())
         ours = Path(place, "spine.img")
         if kind == "update":
             at = gpt.read(ours)["slot-a"]
@@ -169,7 +173,7 @@ def _against_rebuilt(
                 packed = update.pack(opened.read(at.size), check)
             ours = Path(place, "ours.update")
             ours.write_bytes(packed)
-        return verify.compare(file, ours, verify.stretches(ours, check))
+        return verify.compare(args.file, ours, verify.stretches(ours, check))
 
 
 def _export(directory: Path, files: dict[str, bytes]) -> list[Path]:
