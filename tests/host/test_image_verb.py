@@ -9,9 +9,9 @@ from typing import cast
 
 import pytest
 
-from spine import cli
+from spine import cli, paths
 from spine.errors import Exit
-from spine.image import enrolment, keys
+from spine.image import enrolment, keys, update
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +65,39 @@ def test_an_export_to_where_nothing_can_be_written_is_told(
 def test_a_word_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["image"]) == Exit.USAGE
     assert "WORD" in capsys.readouterr().err
+
+
+def test_verify_says_what_is_no_image_and_what_is_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["image", "verify", str(tmp_path / "nothing")]) == Exit.NO_SUCH_THING
+    (tmp_path / "noise").write_bytes(b"noise")
+    assert cli.main(["image", "verify", str(tmp_path / "noise")]) == Exit.REFUSED
+    assert "neither a disk image nor an update" in capsys.readouterr().err
+
+
+def test_verify_of_a_bad_update_by_itself_is_refused_with_the_reason(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.update").write_bytes(update.MAGIC + bytes(99))
+    words = ["image", "verify", "--alone", str(tmp_path / "bad.update")]
+    assert cli.main([*words, "--json"]) == Exit.REFUSED
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["rebuilt"]) == ("update", False)
+    assert told["problems"]
+    assert cli.main(words) == Exit.REFUSED
+    assert "by itself: truncated" in capsys.readouterr().out
+
+
+def test_what_cannot_be_built_anew_is_said_and_the_file_is_checked_all_the_same(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tree from which nothing can be built.
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    (tmp_path / "spine-image").mkdir()
+    (tmp_path / "spine-image/inputs.lock").write_text("nonsense = 1\n")
+    (tmp_path / "bad.update").write_bytes(update.MAGIC + bytes(99))
+    assert cli.main(["image", "verify", str(tmp_path / "bad.update"), "--json"]) == Exit.REFUSED
+    told = json.loads(capsys.readouterr().out)
+    assert told["rebuilt"] is False
+    assert "inputs.lock" in told["why"]

@@ -23,7 +23,7 @@ from spine.ground.disk import sparse_copy
 from spine.ground.qemu import Machine
 from spine.image import authenticode, enrolment, keys, uki
 from tests.integration.boots import Boot
-from tests.integration.live import Live
+from tests.integration.live import Live, spine
 
 pytestmark = pytest.mark.machine
 
@@ -126,11 +126,10 @@ def test_what_the_owner_signed_starts_and_the_firmware_is_asked(
     live = Live("machine", machine)
     facts = live.boot_facts()
     assert facts["verified"] is True
-    asks = "CONFIG_EFIVAR_FS=y" in (paths.out() / "kernel.config").read_text()
-    assert facts["secureBoot"] == ("on" if asks else "unknown")
+    assert facts["secureBoot"] == "on"
     log = live.call("operator.log", organ="bay0", bytes=4096)["text"]
     assert isinstance(log, bytes)
-    assert (b"firmware: LoaderEntryDefault is removed" in log) == asks
+    assert b"firmware: LoaderEntryDefault is removed" in log
     for name in ("bay0", *live.table()):
         mounts = cast(dict[str, object], live.probe("process", name))["mounts"]
         assert "efivarfs" not in json.dumps(mounts), name
@@ -153,6 +152,11 @@ def test_what_was_changed_does_not_start(boot: Boot, disk: Path, power_on: Calla
     said = machine.console.text()
     assert "Access Denied" in said
     assert "spine: stage" not in said
+
+
+def test_a_machine_without_secure_boot_says_so(machine: Live) -> None:
+    assert machine.boot_facts()["secureBoot"] == "off"
+    assert b"SECURE BOOT OFF: who has the disk in hand" in spine("status")
 
 
 def test_without_secure_boot_the_same_change_runs(disk: Path, power_on: Callable[..., Machine]) -> None:

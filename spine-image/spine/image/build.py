@@ -271,9 +271,8 @@ def _sbom(plan: _Plan, made_root: Path, directory: Path) -> bytes:
     }
     [boot] = plan.locked.of("boot")
     said[f"deb:{boot.name}"] = licences.of_deb(boot.name, inputs.fetch_package(plan.cache, boot))
-    overlay = kernel.OVERLAYS[plan.profile]
-    fragments = [kernel.FRAGMENT, overlay] if overlay else [kernel.FRAGMENT]
-    paths_ = [*plan.own(), *fragments, *rescue.FILES, inputs.LOCK, inputs.PYTHON_LOCK]
+    settings = [path for path in (kernel.FRAGMENT, kernel.OVERLAYS[plan.profile]) if path]
+    paths_ = [*plan.own(), *rescue.FILES, *settings, inputs.LOCK, inputs.PYTHON_LOCK]
     own = [(path, plan.sources.read(path)) for path in paths_]
     return sbom.document(plan.facts.release(), plan.locked, said, own, file_digest(directory / "spine.img"))
 
