@@ -179,7 +179,7 @@ def test_the_rescue_waits_for_longer_than_the_firmware_would(
     source = SOURCE if patient else SOURCE.replace(OFF, b"\tfind_consoles();")
     assert patient == (source == SOURCE)
     made = stand_ins(image, tmp_path, ("+0-3", "+0-3"), source=source)
-    jumps = ("-icount", "shift=7,sleep=off", "-rtc", "base=2020-02-10,clock=vm")
+    jumps = ("-icount", "shift=0,sleep=off", "-rtc", "base=2020-02-10,clock=vm")
     machine.start(made, accel="tcg,thread=single", extra=jumps)
     machine.console.wait_text(WAITS, SEQUENCE_S)
     assert reset_within(machine, PATIENCE_S) is not patient
