@@ -12,7 +12,6 @@ from tests.faults.judge import Verdict
 from tests.faults.matrix import EVIDENCE
 from tests.faults.page import PAGE, render
 
-
 evidence_is_there = pytest.mark.skipif(not EVIDENCE.exists(), reason="no campaign of the matrix was run yet")
 
 
