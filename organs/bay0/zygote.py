@@ -44,6 +44,7 @@ def main() -> NoReturn:
     """Warm up, say so, then make organs until bay0 closes its end."""
     manifest = load(layout.MANIFEST)
     processes.rename("zygote")
+    privileges.allow_descriptors(max(organ.nofile_max for organ in manifest.organs.values()))
     granted = OWN_CAPABILITIES.union(*(organ.capabilities for organ in manifest.organs.values()))
     privileges.narrow({CAPABILITIES.index(name) for name in granted})  # INV-PRIV-4
     runtime.preload()

@@ -45,6 +45,16 @@ ROOM_UMASK: Final = 0o022
 ROOM_NOFILE: Final = 1024
 
 
+def allow_descriptors(nofile_max: int) -> None:
+    """Let children be given this many descriptors; the kernel gives its first process 4096.
+
+    Where that is fewer it takes SYS_RESOURCE. Raises OSError, and ValueError, Python's name for EPERM here.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < nofile_max:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, nofile_max))
+
+
 def limit(nofile_max: int) -> None:
     """Resource limits that hold from here on: descriptors, no core files. Raises OSError."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (nofile_max, nofile_max))

@@ -12,8 +12,8 @@
  * No address stands in its data, so that it runs wherever the firmware puts it (spine/image/rescue.py).
  */
 
-/* INV-RESCUE-1. How the boot loader sorts it: behind every pair that has a try left, whatever its version, and before all
- * that have none. It has no counter in its name: a rescue that could be used up would be none. */
+/* INV-RESCUE-1. How the boot loader sorts it: behind every pair that has a try left, whatever its version, and
+ * before all that have none. It has no counter in its name: a rescue that could be used up would be none. */
 #define RELEASE "ID=alpine-spine-rescue\nVERSION_ID=0\nPRETTY_NAME=\"Alpine-Spine rescue\"\n"
 __attribute__((section(".osrel"), used)) static const char release[sizeof RELEASE - 1] = RELEASE;
 
@@ -28,7 +28,7 @@ typedef void *handle;
 
 /* What we look at: no disk of ours comes near. A name is as long as FORM, with its end. */
 enum { VOLUMES_MAX = 64, ENTRIES_MAX = 256, PATH_BYTES_MAX = 1024, PROGRAM_BYTES_MAX = 256 << 20 };
-enum { BLOCK = 1 << 20, NAME = 16 };
+enum { BLOCK = 1 << 20, NAME = 16, DIRECTORY = 0x10 };
 #define FORM "spine-?+0-0.efi"
 /* How long a pair that was started has to leave the firmware: as long as the boot loader gives it. */
 enum { WATCHDOG_S = 5 * 60 };
@@ -250,7 +250,7 @@ static void look_at_volume(handle volume)
 				break;
 			which = pair_of(entry.name, &left);
 			/* Of two names the one with more tries left: a rename that was cut short leaves both. */
-			if (which < 0 || (pairs[which].volume && pairs[which].left >= left))
+			if (which < 0 || entry.attributes & DIRECTORY || (pairs[which].volume && pairs[which].left >= left))
 				continue;
 			pairs[which] = (struct pair){ .volume = volume, .left = left, .bytes = entry.file_bytes };
 			for (int at = 0; at < NAME; at++)

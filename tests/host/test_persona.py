@@ -79,7 +79,7 @@ def test_inspect_shows_what_it_may_like_a_phone(capsys: pytest.CaptureFixture[st
     spine(capsys, "build", "courier")
     code, out, err = spine(capsys, "inspect", "courier")
     assert (code, err) == (0, "")
-    assert out.startswith("courier 2: ")
+    assert out.startswith("courier 3: ")
     for part in (
         "verified, signed with a trusted key",
         "may call anybody; may be called on TCP 8080",

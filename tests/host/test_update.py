@@ -169,7 +169,12 @@ def test_another_failure_is_told_as_it_is() -> None:
 def test_the_starts_that_failed_are_counted() -> None:
     boot = b"BdsDxe: starting Boot0001\r\n[    0.000000] Linux version 6.12\r\n"
     panic = b"spine: panic: gate died 4 times without a healthy stretch between\r\n"
-    console = b"spine: stopping\r\n" + (boot + panic) * 3 + boot + b"spine: stage ready 9000\r\n"
+    console = (
+        b"[   91.0] reboot: Restarting system\r\n"
+        + (boot + panic) * 3
+        + boot
+        + b"spine: stage ready 9000\r\n"
+    )
     assert verb.failures(console) == (3, "gate died 4 times without a healthy stretch between")
     killed = b"[    3.1] Kernel panic - not syncing: Attempted to kill init!\r\n"
     assert verb.failures((boot + killed) * 2 + boot) == (2, "Attempted to kill init!")

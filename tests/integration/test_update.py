@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import tomllib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus.envelope import Code
 from spine import paths
+from spine.errors import SpineError
 from spine.ground import gpt, state
 from spine.ground.container import Container
 from spine.ground.port import PortFailure
@@ -185,6 +188,39 @@ def test_an_update_is_written_as_it_was_made(ground: Container, releases: Releas
         assert there == volume + bytes(len(there) - len(volume))
     # What is there now is what the next one must be newer than.
     assert refusal(live, data, block(data)) == (Code.REFUSED, "downgrade")
+    assert ground.stop()
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("device", ["boot-b", "slot-b"])
+def test_killed_while_it_writes_it_leaves_one_version_or_the_other(
+    ground: Container, releases: Releases, device: str
+) -> None:
+    live = booted(ground, releases)
+    old, new = releases.slot(RUNS), releases.slot(NEWER)
+
+    def bring() -> None:
+        with live.port() as port:
+            verb.send(port, block(new), new, Progress())
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(bring)
+        within(f"{device} is written", lambda: live.call("integrity.slots")["replacing"] == device)
+        live.probe("kill", "integrity", signal.SIGKILL)
+        with pytest.raises(SpineError):
+            sent.result()
+
+    def whole() -> bool:
+        try:
+            return bool(live.call("integrity.slots")["blessed"])
+        except SpineError:
+            return False  # it is starting
+
+    within("blessed", whole)
+    found = [(ground.directory / f"slot-{letter}.img").read_bytes() for letter in ("a", "b")]
+    assert found[0] == found[1]
+    assert found[0].rstrip(b"\0") in (old.rstrip(b"\0"), new.rstrip(b"\0"))
+    assert live.table()["integrity"]["generation"] == 2
     assert ground.stop()
 
 

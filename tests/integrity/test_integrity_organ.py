@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from organs.integrity import organ, replace, survey
+from organs.integrity import organ, replace, survey, volume
 from organs.integrity.pairs import Pairs
 from organs.integrity.replace import NotReplaced
+from organs.integrity.verify import Judged, Verdict
 from tests.integrity import disks, volumes
 
 ABSENT = [
@@ -69,6 +71,8 @@ class Bench:
             while found["standing"] not in SETTLED or any(row["verdict"] == "pending" for row in rows(found)):
                 await trio.sleep(0.01)
                 found = await handlers["slots"](None, {})
+            # What stands is said by then.
+            await trio.testing.wait_all_tasks_blocked()
         self.answers.append(found)
         raise Served
 
@@ -323,14 +327,14 @@ async def test_whatever_was_damaged_both_pairs_are_the_same_again(
 
 
 @pytest.mark.proves("INV-SLOT-13")
-@pytest.mark.parametrize("volume", ["good", "wiped", "uncounted"])
+@pytest.mark.parametrize("state", ["good", "wiped", "uncounted"])
 async def test_a_bad_slot_that_runs_is_left_for_the_other(
-    paths: dict[str, Path], volume: str, capfd: pytest.CaptureFixture[str]
+    paths: dict[str, Path], state: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     disks.flip(paths["slot-a"], 5000)
-    if volume == "wiped":
+    if state == "wiped":
         zero("boot-a")(paths)
-    if volume == "uncounted":
+    if state == "uncounted":
         rename(paths, "a", "")
     before = {name: paths[name].read_bytes() for name in ("slot-a", "slot-b", "boot-b")}
     asked: list[str] = []
@@ -339,7 +343,7 @@ async def test_a_bad_slot_that_runs_is_left_for_the_other(
     assert asked == ["reboot"]
     assert found["standing"] == "leaving"
     assert {name: paths[name].read_bytes() for name in before} == before
-    if volume == "good":
+    if state == "good":
         assert "spine-a+0-3.efi" in volumes.listing(paths["boot-a"])
     else:
         assert not any(paths["boot-a"].read_bytes())
@@ -452,3 +456,51 @@ async def test_an_update_is_refused_where_it_would_take_something_away(paths: di
                 await made.install(source)
             nursery.cancel_scope.cancel()
     assert paths["slot-b"].read_bytes() == disks.made()[0]
+
+
+def loses_a_write(monkeypatch: pytest.MonkeyPatch, paths: Mapping[str, Path]) -> None:
+    """The device of slot B acknowledges what is written to its second MiB less a block, and forgets it."""
+    real = os.pwritev
+    place = paths["slot-b"].stat().st_ino
+
+    def write(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if os.fstat(fd).st_ino == place and offset == 4096 and any(buffers[0]):
+            return len(buffers[0])
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", write)
+
+
+async def test_a_device_that_forgets_is_not_called_replaced(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks.flip(paths["slot-b"], 5000)
+    loses_a_write(monkeypatch, paths)
+    found = await kept(paths)
+    assert found["standing"] == "irreplaceable"
+    assert "slot-b reads back as" in str(found["report"])
+    assert not any(paths["boot-b"].read_bytes())
+
+
+@pytest.mark.parametrize(
+    "bug", ["no read-back", "a slot that is trusted unhashed", "a counter that is dropped"]
+)
+async def test_a_seeded_bug_is_seen_by_who_looks_from_outside(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch, bug: str
+) -> None:
+    """What the organ would call blessed with the bug is not what `equal` finds on the disk."""
+    if bug == "no read-back":
+        disks.flip(paths["slot-b"], 5000)
+        loses_a_write(monkeypatch, paths)
+        with disks.opened({"slot-a": paths["slot-a"]}) as fds:
+            whole = survey.look_at_slot(fds["device:slot-a"], disks.PUBLIC)
+        monkeypatch.setattr(replace, "look_at_slot", lambda _fd, _key: whole)
+    elif bug == "a slot that is trusted unhashed":
+        disks.flip(paths["slot-b"], 5000)
+        monkeypatch.setattr(survey, "judge", lambda _found: Judged(Verdict.VERIFIED))
+    else:
+        rename(paths, "b", "")
+        monkeypatch.setattr(volume, "_plain", lambda path: tuple(x.lower().replace("+3-0", "") for x in path))
+        monkeypatch.setattr(volume, "tries", lambda _seen, _letter: 3)
+    assert (await kept(paths))["blessed"]
+    assert not equal(paths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -320,3 +321,54 @@ def test_block_devices_past_the_page_cache(paths: dict[str, Path]) -> None:
         for _, fd in devices.values():
             os.close(fd)
     assert intact(paths, "b")
+
+
+@pytest.mark.proves("INV-SLOT-16")
+def test_whatever_survives_a_power_cut_a_pair_that_starts_is_whole(paths: dict[str, Path]) -> None:
+    """Every write and flush in order; then, for many cuts, what was flushed before and any of the rest."""
+    old, old_boots, _parts = disks.made("0.9")
+    log: list[tuple[str, int, bytes]] = []  # the device, or "" for a flush of the one that is named in `data`
+    real_write, real_sync = os.pwritev, os.fsync
+    with target(paths) as pair, pytest.MonkeyPatch.context() as patch:
+        names = {pair.slot: "slot", pair.boot: "boot"}
+
+        def write(fd: int, buffers: list[memoryview], offset: int) -> int:
+            log.append((names[fd], offset, bytes(buffers[0])))
+            return real_write(fd, buffers, offset)
+
+        def sync(fd: int) -> None:
+            log.append(("", 0, names[fd].encode()))
+            real_sync(fd)
+
+        patch.setattr(os, "pwritev", write)
+        patch.setattr(os, "fsync", sync)
+        replace.pair(pair, source(), Progress())
+    assert sum(name == "" for name, _, _ in log) == 8
+    draw = random.Random(36)
+    kinds = set()
+    cuts = [*range(len(log) + 1), *(draw.randrange(len(log)) for _ in range(20))]
+    for cut in cuts:
+        held = {"slot": bytearray(old), "boot": bytearray(old_boots["b"])}
+        waiting: dict[str, list[tuple[int, bytes]]] = {"slot": [], "boot": []}
+        for name, offset, data in log[:cut]:
+            if name:
+                waiting[name].append((offset, data))
+                continue
+            for at, flushed in waiting.pop(data.decode()):
+                held[data.decode()][at : at + len(flushed)] = flushed
+            waiting[data.decode()] = []
+        for name, rest in waiting.items():
+            for offset, data in rest:
+                for at in range(0, len(data), BLOCK):
+                    if draw.random() < 0.5:
+                        held[name][offset + at : offset + at + BLOCK] = data[at : at + BLOCK]
+        slot, volume = bytes(held["slot"]), bytes(held["boot"])
+        if any(volume[:BLOCK]):
+            assert (slot, volume) in ((old, old_boots["b"]), (SLOT, BOOTS["b"])), cut
+            kinds.add("old" if slot == old else "new")
+        else:
+            kinds.add("none")
+        # The root of both releases begins alike.
+        if slot[:BLOCK] == SLOT[:BLOCK]:
+            assert slot in (old, SLOT), cut
+    assert kinds == {"old", "new", "none"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -186,6 +187,31 @@ print("Fds:", *sorted(os.listdir("/proc/self/fd"), key=int))
 print("Limits:", os.sysconf("SC_OPEN_MAX"))
 os.execv("/bin/cat", ["cat", "/proc/self/status"])
 """
+
+
+# The effective capabilities of this process, of which it is the 24th.
+SYS_RESOURCE = int(re.findall(r"CapEff:\t(\w+)", Path("/proc/self/status").read_text())[0], 16) >> 24 & 1
+ALLOW = """
+import resource, sys
+from organs.kernel import privileges
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 256))
+privileges.allow_descriptors(100)
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (128, 256), "never fewer"
+privileges.allow_descriptors(512)
+privileges.narrow(set())
+privileges.limit(512)
+try:
+    privileges.limit(513)
+except (OSError, ValueError):
+    sys.exit(0)
+sys.exit("more than was allowed")
+"""
+
+
+@pytest.mark.container
+@pytest.mark.skipif(not SYS_RESOURCE, reason="root here has not SYS_RESOURCE, which the machine's has")
+def test_more_descriptors_are_allowed_before_powers_go_and_not_afterwards() -> None:
+    subprocess.run([sys.executable, "-c", ALLOW], cwd=ROOT, check=True, timeout=60)
 
 
 @pytest.mark.container

@@ -172,6 +172,8 @@ def command_line(
         # Not without an end: a root that never comes must panic, so that the next boot tries another slot.
         "root=/dev/dm-0 rootfstype=squashfs ro rootwait=10",
         *parameters.words(),
+        # Where the first partition table is wrong, take the second.
+        "gpt",
         f"init=/usr/bin/bay0 spine.slot={slot} quiet",
     ]
     if not production:

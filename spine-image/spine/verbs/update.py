@@ -43,6 +43,8 @@ HELP = "make a new version of the system, and bring it to a running one"
 CHUNK_BYTES = 512 * 1024
 # What the spine takes as a version (organs/integrity/update.py).
 VERSION = re.compile(r"(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){0,3}")
+# Where a start begins on a machine's console (spine/ground/stages.py).
+FIRMWARE = re.compile(rb"BdsDxe|UEFI|EDK II|TianoCore")
 # Three boots that fail and the old version's, emulated and under load, each with bay0's own patience in it.
 BACK_S = 1800.0
 # Until a spine that has just started is confirmed healthy and has read its slots, emulated and under load.
@@ -108,7 +110,7 @@ def _make(args: argparse.Namespace) -> Answer:
         **_document(found),
         "path": str(file),
         "bytes": len(data),
-        "text": f"{_shown(found)}\n{file}\n",
+        "text": f"{_shown(found)}{file}\n",
     }
 
 
@@ -196,7 +198,7 @@ def _refused(what: str, kind: str, why: str) -> SpineError:
 
 def _apply(args: argparse.Namespace) -> Answer:
     ground = attach(args.ground)
-    if args.reboot and ground.console.before == ():
+    if args.reboot and not ground.console.before:
         raise SpineError(
             "a container starts no slot",
             "it has no boot loader, so what is written to a slot does not run there",
@@ -210,7 +212,9 @@ def _apply(args: argparse.Namespace) -> Answer:
     answer: Answer = {**_document(found), "slot": written["slot"], "rebooted": False}
     there = f"slot {written['slot']} has {written['version']} now"
     if not args.reboot:
-        return {**answer, "text": f"{there}; it runs after the next start   (./spine reboot)\n"}
+        # A container starts no slot.
+        then = "; it runs after the next start   (./spine reboot)" if ground.console.before else ""
+        return {**answer, "text": f"{there}{then}\n"}
     progress.say(there)
     came = _reboot(ground, found.version, progress)
     return {
@@ -314,7 +318,9 @@ def _wait_healthy(ground: "Machine | Container", mark: int, progress: Progress) 
 def failures(console: bytes) -> tuple[int, str]:
     """How many starts a console shows before the last one, and the last panic in it."""
     stages = Stages()
-    stages.feed(console)
+    # What was said on the way down is no start.
+    down = FIRMWARE.search(console)
+    stages.feed(console[down.start() :] if down else b"")
     panics = re.findall(rb"spine: panic: ([^\r\n]*)", console)
     words = panics[-1].decode(errors="replace") if panics else stages.panic
     return stages.restarts, words
