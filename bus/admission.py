@@ -4,8 +4,7 @@ Pure: the call, who made it, what the schema allows, the time and the load come 
 it has, or the failure to answer with, goes out.
 """
 
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from bus.envelope import Code, Envelope, Failure
 
@@ -25,8 +24,7 @@ class Rules(Protocol):
     def deadline_ms(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What one caller has under way."""
 
     calls: int

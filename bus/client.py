@@ -78,7 +78,18 @@ class _Beside:
 class _Pending:
     """A call that has no answer yet."""
 
-    __slots__ = ("attempt", "beside", "body", "deadline_ns", "id", "method", "state", "task")
+    __slots__ = (
+        "attempt",
+        "beside",
+        "body",
+        "deadline_ns",
+        "id",
+        "leads",
+        "method",
+        "result",
+        "state",
+        "task",
+    )
 
     def __init__(
         self,
@@ -97,6 +108,14 @@ class _Pending:
         self.beside = beside
         self.attempt = 0
         self.state = CallState.WAITING
+        self.leads: Connection | None = None
+        """Where its task receives for all while it waits."""
+        self.result: outcome.Outcome[bytes] | None = None
+        """Of one that leads; the others' tasks are given theirs."""
+
+    def done(self) -> bool:
+        """Whether one that leads has ended."""
+        return self.result is not None
 
 
 class Peer:
@@ -261,8 +280,23 @@ class Peer:
                 del self._pending[pending.id]
                 raise
         self._alarm.at(deadline_ns)
+        connection = self._connection
+        if len(self._pending) == 1 and connection is not None and not connection.led:
+            return await self._lead(pending, connection)
         answer: bytes = await trio.lowlevel.wait_task_rescheduled(abort)
         return answer
+
+    async def _lead(self, pending: _Pending, connection: Connection) -> bytes:
+        """Waits for the answer of the only call by receiving it: nobody has to be woken for it."""
+        pending.leads = connection
+        try:
+            await connection.lead(pending.done)
+        except trio.Cancelled:
+            # With its result it would not have been cancelled.
+            del self._pending[pending.id]
+            raise
+        assert pending.result is not None
+        return pending.result.unwrap()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keeps the connection until cancelled."""
@@ -466,7 +500,11 @@ class Peer:
 
     def _finish(self, pending: _Pending, result: outcome.Outcome[bytes]) -> None:
         del self._pending[pending.id]
-        trio.lowlevel.reschedule(pending.task, result)
+        if pending.leads is None:
+            trio.lowlevel.reschedule(pending.task, result)
+        else:
+            pending.result = result
+            pending.leads.wake()
 
     def _send(self, envelope: Envelope) -> None:
         assert self._connection is not None
@@ -505,6 +543,8 @@ class Calls:
             for name, method in peer.interface.methods.items()
             if caller in method.callers and not method.beside
         }
+        # As attributes they are found without a function of Python's; `__getattr__` is for what is not there.
+        vars(self).update(self._functions)
         self._name = peer.interface.name
         self._beside = {name for name, method in peer.interface.methods.items() if method.beside}
 

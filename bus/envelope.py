@@ -25,7 +25,7 @@ bytes more, which say under which token they went and how many they are (`bus/de
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum, unique
 from typing import Final
@@ -134,9 +134,12 @@ class Failure(Exception):
         super().__init__(f"{code.name}: {self.message}" if self.message else code.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Envelope:
-    """One frame, or one whole message when `more` is false and `part` is 0."""
+    """One frame, or one whole message when `more` is false and `part` is 0.
+
+    Nobody changes one. It is not frozen, for that would make it four times as dear, and a call makes four.
+    """
 
     kind: Kind
     id: int
@@ -154,13 +157,17 @@ def pack(envelope: Envelope) -> bytes:
     """The bytes of one frame. A field outside its width, or a body over `MESSAGE_MAX`, is a ValueError."""
     if len(envelope.body) > MESSAGE_MAX:
         raise ValueError(f"body of {len(envelope.body)} bytes is over {MESSAGE_MAX}")
+    return _header(envelope, envelope.more, envelope.part) + envelope.body
+
+
+def _header(envelope: Envelope, more: bool, part: int) -> bytes:
     try:
-        header = _HEADER.pack(
+        return _HEADER.pack(
             MAGIC,
             VERSION,
             envelope.kind,
-            envelope.more,
-            envelope.part,
+            more,
+            part,
             envelope.id,
             envelope.generation,
             envelope.ordinal,
@@ -170,7 +177,6 @@ def pack(envelope: Envelope) -> bytes:
         )
     except struct.error as error:
         raise ValueError(f"envelope: {error}") from None
-    return header + envelope.body
 
 
 def unpack(frame: bytes) -> Envelope:
@@ -207,21 +213,22 @@ _KINDS: Final = {int(kind): kind for kind in Kind}
 _CODES: Final = {int(code): code for code in Code}
 
 
-def frames(message: Envelope) -> Iterator[bytes]:
+def frames(message: Envelope) -> Iterable[bytes]:
     """The packed frames of a whole message, each at most `FRAME_MAX` bytes.
 
     They must reach the peer in this order with no other frame of the same connection between them.
     """
+    return (pack(message),) if len(message.body) <= CHUNK_MAX else _cut_up(message)
+
+
+def _cut_up(message: Envelope) -> Iterator[bytes]:
     body = message.body
-    if len(body) <= CHUNK_MAX:
-        yield pack(message)
-        return
     if len(body) > MESSAGE_MAX:
         raise ValueError(f"body of {len(body)} bytes is over {MESSAGE_MAX}")
     last = (len(body) - 1) // CHUNK_MAX
+    whole = memoryview(body)  # Each byte is copied once.
     for part in range(last + 1):
-        chunk = body[part * CHUNK_MAX : (part + 1) * CHUNK_MAX]
-        yield pack(replace(message, more=part < last, part=part, body=chunk))
+        yield _header(message, part < last, part) + whole[part * CHUNK_MAX : (part + 1) * CHUNK_MAX]
 
 
 class Reassembler:

@@ -16,6 +16,10 @@ class CallState(Enum):
     WAITING = auto()
     SENT = auto()
 
+    __hash__ = (
+        object.__hash__
+    )  # Enum's own is a function of Python's, and every call looks up the table twice.
+
 
 @unique
 class Event(Enum):
@@ -29,6 +33,8 @@ class Event(Enum):
     """An answer to this attempt arrived."""
     OLD_ANSWER = auto()
     """An answer to an earlier attempt arrived, or to one that was never made."""
+
+    __hash__ = object.__hash__
 
 
 @unique

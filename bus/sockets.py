@@ -22,7 +22,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import trio
 import zmq
@@ -63,7 +63,6 @@ _POLLIN: Final = int(zmq.POLLIN)
 _DONTWAIT: Final = int(zmq.DONTWAIT)
 _SNDMORE: Final = int(zmq.SNDMORE)
 _EVENTS: Final = int(zmq.EVENTS)
-_RCVMORE: Final = int(zmq.RCVMORE)
 
 
 class _Process:
@@ -99,7 +98,8 @@ class _Link:
     def __init__(self, opened: Socket) -> None:
         self._socket = opened
         self._fd = _number(opened.get(zmq.FD))
-        self._sleeping = False
+        self._sleeping = 0
+        """Tasks that sleep on the descriptor, or have been woken and have not run yet."""
 
     def __enter__(self) -> Self:
         return self
@@ -109,58 +109,66 @@ class _Link:
     ) -> None:
         self._socket.close()
 
-    async def _arrival(self) -> None:
-        """Returns when there is a message to receive; sends what waits meanwhile.
+    async def _arrival(self) -> bool:
+        """Returns when there may be a message to receive; sends what waits before. Whether others could run.
 
-        For one task at a time. It lets no other task run when there is a message already.
+        For one task at a time. It lets no other task run when there is a message already. Whoever receives
+        nothing comes back: what woke us is looked at by receiving, which is cheaper than asking first.
         """
-        while True:
-            blocked = not self._flush()
-            # Sending may have swallowed the news of a message; reading EVENTS tells it, and swallows the
-            # rest.
-            if self._events() & _POLLIN:
-                return
-            # No await between reading EVENTS and here.  # INV-BUS-6
-            self._sleeping = True
-            try:
-                if blocked:
-                    with trio.move_on_after(RETRY_S):
-                        await trio.lowlevel.wait_readable(self._fd)
-                else:
+        blocked = not self._flush()
+        # Sending may have swallowed the news of a message; reading EVENTS tells it, and swallows the rest.
+        if self._events() & _POLLIN:
+            return False
+        # No await between reading EVENTS and here.  # INV-BUS-6
+        self._sleeping += 1
+        try:
+            if blocked:
+                with trio.move_on_after(RETRY_S):
                     await trio.lowlevel.wait_readable(self._fd)
-            except trio.ClosedResourceError:
-                pass  # `_sent` says: look again.
-            finally:
-                self._sleeping = False
+            else:
+                await trio.lowlevel.wait_readable(self._fd)
+        except trio.ClosedResourceError:
+            pass  # `wake` says: look again.
+        finally:
+            self._sleeping -= 1
+        return True
 
     def _sent(self, at_once: bool) -> None:
         """To be called after sending. What would have woken the receiver may have been swallowed."""
         if self._sleeping and (not at_once or self._events() & _POLLIN):
+            self.wake()
+
+    def wake(self) -> None:
+        """Let whoever sleeps on the descriptor look again."""
+        if self._sleeping:
             # Nothing is closed: this is trio's cheapest way to end somebody's wait for a descriptor.
             trio.lowlevel.notify_closing(self._fd)
 
     def _events(self) -> int:
         """What libzmq would let us do now. Processes what its own threads have told this socket."""
-        return _number(self._socket.get(_EVENTS))
+        events: Any = self._socket.get(_EVENTS)
+        return events  # type: ignore[no-any-return]
 
     def _flush(self) -> bool:
         """Sends what waits, as far as there is room; whether nothing waits any more."""
         raise NotImplementedError
 
-    def _receive(self, flags: int) -> bytes | None:
-        """The frame that is next, None when there is none."""
+    def _receive(self) -> bytes | None:
+        """The message that is next; None when there is none. One that has several frames is forgotten."""
         try:
-            return self._socket.recv(flags)
+            frame: Any = self._socket.recv(_DONTWAIT, copy=False)
         except zmq.Again:
             return None
+        return self._only(frame)
 
-    def _whole(self) -> bool:
-        """Whether the frame just received was the last of its message; if not, forgets the others."""
-        if not self._socket.get(_RCVMORE):
-            return True
-        while self._socket.get(_RCVMORE):
-            self._socket.recv(_DONTWAIT)
-        return False
+    def _only(self, frame: Any) -> bytes | None:
+        """The bytes of a frame that is the last of its message; if it is not, forgets it and the others."""
+        # A frame object knows whether more follow; asking the socket costs as much as receiving.
+        if not frame.more:
+            return frame.bytes  # type: ignore[no-any-return]
+        while frame.more:
+            frame = self._socket.recv(_DONTWAIT, copy=False)
+        return None
 
 
 class Listener(_Link):
@@ -171,7 +179,7 @@ class Listener(_Link):
     since libzmq lets go of a dead connection only when all that came from it was read.
     """
 
-    __slots__ = ("_emptied", "_out", "_room", "out_bytes")
+    __slots__ = ("_emptied", "_out", "_room", "in_a_row", "out_bytes")
 
     def __init__(self, listening_fd: int, emptied: Callable[[], None] | None = None) -> None:
         """Takes over a listening AF_UNIX socket; the descriptor itself stays the caller's to close.
@@ -187,6 +195,8 @@ class Listener(_Link):
         self.out_bytes = 0
         """Bytes that wait to be sent to this caller."""
         self._room: trio.Event | None = None
+        self.in_a_row = 0
+        """Messages received since the last time that others could run. Whoever lets them sets it to 0."""
 
     async def receive(self) -> tuple[bytes, bytes | None]:
         """The next message: its route and its frame, None for a message that is not exactly one frame.
@@ -194,18 +204,20 @@ class Listener(_Link):
         For one task at a time. It lets no other task run when there is a message already.
         """
         while True:
-            await self._arrival()
-            route = self._receive(_DONTWAIT)
-            if route is None:
+            if await self._arrival():
+                self.in_a_row = 0
+            try:
+                route = self._socket.recv(_DONTWAIT)
+            except zmq.Again:
                 continue
+            self.in_a_row += 1
             # ROUTER puts the route in front of each message, and a message arrives whole or not at all, so
             # there is a second frame.
-            frame = self._socket.recv(_DONTWAIT)
-            whole = self._whole()
+            frame = self._only(self._socket.recv(_DONTWAIT, copy=False))
             if route in self._out and len(self._out[route]) >= OUT_FRAMES_MAX:
                 await trio.lowlevel.checkpoint()
                 continue  # It never reads; there is no use in answering.
-            return (route, frame) if whole else (route, None)
+            return route, frame
 
     def send(self, route: bytes, frames: Iterable[bytes]) -> None:
         """Sends the frames of one message to that connection; forgets them when it is gone. Never blocks."""
@@ -265,9 +277,12 @@ class Connection(_Link):
 
     `linked(True)` is called when a connection is made, `linked(False)` when it is lost. That may happen a
     little after the first frame of a later connection was delivered; who finds a frame odd asks by `hear()`.
+
+    One task at a time receives: `run`, or in its place a task that waits for a frame and has nothing else to
+    do (`lead`), which saves a switch of tasks between the frame and who wants it.
     """
 
-    __slots__ = ("_deliver", "_linked", "_monitor", "_out")
+    __slots__ = ("_deliver", "_linked", "_monitor", "_out", "_resting", "led")
 
     def __init__(self, path: str, deliver: Callable[[bytes], None], linked: Callable[[bool], None]) -> None:
         dealer = _open(zmq.DEALER)
@@ -284,6 +299,10 @@ class Connection(_Link):
         self._deliver = deliver
         self._linked = linked
         self._out: deque[bytes] = deque()
+        self.led = False
+        """Whether another task receives in the place of `run`."""
+        self._resting: trio.lowlevel.Task | None = None
+        """`run`, while it is led."""
         dealer.connect(f"ipc://{path}")
 
     def __exit__(
@@ -299,13 +318,56 @@ class Connection(_Link):
             nursery.start_soon(self._watch)
             while True:
                 for _ in range(BATCH):
+                    while self.led:
+                        await self._rest()
                     await self._arrival()
-                    frame = self._receive(_DONTWAIT)
-                    # A callee that sends more than one frame at a time is not answered: there is no call in
-                    # it.
-                    if frame is not None and self._whole():
-                        self._deliver(frame)
+                    if not self.led:
+                        self._next()
                 await trio.lowlevel.checkpoint()
+
+    async def lead(self, done: Callable[[], bool]) -> None:
+        """Delivers frames in the place of `run`, until it is done. For one task at a time.
+
+        Whoever makes it done from another task calls `wake`. It lets other tasks run before it ends.
+        """
+        self.led = True
+        self.wake()  # If `run` sleeps, it rests from now on.
+        others_ran = False
+        try:
+            while not done():
+                for _ in range(BATCH):
+                    others_ran |= await self._arrival()
+                    if done():
+                        return  # Perhaps there is no socket any more.
+                    self._next()
+                    if done():
+                        break
+                else:
+                    others_ran = True
+                    await trio.lowlevel.checkpoint()
+            if not others_ran:
+                # Not to be cancelled any more: it has what it waited for.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self.led = False
+            if self._resting is not None:
+                trio.lowlevel.reschedule(self._resting)
+                self._resting = None
+
+    async def _rest(self) -> None:
+        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            self._resting = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._resting = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _next(self) -> None:
+        """Delivers a frame, if there is one."""
+        # A callee that sends more than one frame at a time is not answered: there is no call in it.
+        frame = self._receive()
+        if frame is not None:
+            self._deliver(frame)
 
     async def _watch(self) -> None:
         fd = _number(self._monitor.get(zmq.FD))
@@ -382,8 +444,8 @@ class Publisher(_Link):
         while True:
             await self._arrival()
             # XPUB says \x01 for the first who comes and \x00 for the last who goes.
-            news = self._receive(_DONTWAIT)
-            if news is not None and self._whole():
+            news = self._receive()
+            if news is not None:
                 self.wanted = news[:1] == b"\x01"
 
     def _flush(self) -> bool:
@@ -408,8 +470,8 @@ class Subscriber(_Link):
         """The next record."""
         while True:
             await self._arrival()
-            record = self._receive(_DONTWAIT)
-            if record is not None and self._whole():
+            record = self._receive()
+            if record is not None:
                 return record
 
     def _flush(self) -> bool:

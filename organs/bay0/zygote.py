@@ -52,6 +52,7 @@ def main() -> NoReturn:
     granted = OWN_CAPABILITIES.union(*(organ.capabilities for organ in manifest.organs.values()))
     privileges.narrow({CAPABILITIES.index(name) for name in granted})  # INV-PRIV-4
     runtime.preload()
+    processes.keep_freed()
     # What is imported now is never garbage: without this, a collection in a child would touch, and so copy,
     # every page that is shared with it.
     gc.collect()

@@ -113,6 +113,9 @@ sigaction = LIBC.sigaction
 sigaction.argtypes, sigaction.restype = (c_int, POINTER(SignalAction), c_void_p), c_int
 raise_signal = LIBC_LOCKED["raise"]
 raise_signal.argtypes, raise_signal.restype = (c_int,), c_int
+# No system call, but it decides which ones malloc makes.
+mallopt = LIBC.mallopt
+mallopt.argtypes, mallopt.restype = (c_int, c_int), c_int
 pthread_self = LIBC.pthread_self
 pthread_self.argtypes, pthread_self.restype = (), c_void_p
 

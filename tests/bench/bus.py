@@ -380,7 +380,7 @@ NOTES: Final = {
 def _taps(
     bench: Bench, standing: Standing, wanted: frozenset[str]
 ) -> Iterator[tuple[str, Mapping[str, Measured]]]:
-    calls, rounds = bench.count(FULL, QUICK), bench.count(25, 5)
+    calls, rounds = bench.count(FULL, QUICK), bench.count(15, 5)
     for row, name in (("tap-idle", "ours tapped"), ("tap-heard", "ours heard")):
         if row not in wanted:
             continue
@@ -395,8 +395,8 @@ def _latencies(pair: Pair, calls: int, callers: int = 1, size: int = 200) -> Cal
 
 
 def _flooded(bench: Bench, standing: Standing) -> dict[str, Measured]:
-    # One in a thousand needs thousands, in a quick run too.
-    calls, rounds = bench.count(4000, 1500), bench.count(7, 2)
+    # One in a thousand needs more than a thousand, in a quick run too.
+    calls, rounds = bench.count(2000, 1200), bench.count(5, 2)
 
     def tail(pair: Pair, flood: bool) -> Callable[[], Sequence[float]]:
         def one() -> Sequence[float]:

@@ -18,13 +18,15 @@ from tests.bench.table import OURS, Result
 WIDTH: Final = 860
 FONTS: Final = "system-ui,DejaVu Sans,Helvetica,Arial,sans-serif"
 COLOURS: Final = (
-    *("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f", "#475569"),
+    *("#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#6b7280", "#0e7490", "#be185d", "#4d7c0f", "#78350f"),
 )
 """Ours is the first, whatever it stands beside."""
 GRID, INK, FAINT = "#e5e7eb", "#111827", "#4b5563"
 LETTER_PX: Final = 6.6
 LOG_FROM: Final = 20.0
-"""Values that differ by more than this are drawn on a logarithmic scale."""
+"""Lines whose values differ by more than this are drawn on a logarithmic scale."""
+BARS_LOG_FROM: Final = 200.0
+"""The same for bars, whose length is to mean something as long as the shortest can be seen."""
 
 
 def draw(results: Sequence[Result]) -> dict[str, str]:
@@ -114,9 +116,10 @@ def _bars(title: str, group: Sequence[Result], colours: Mapping[str, str]) -> st
     names = {name for _, one in found for name in one}
     left = 28 + LETTER_PX * max(len(name) for name in names)
     right = WIDTH - 120
+    medians = [s.median for _, one in found for s in one.values() if s.median > 0] or [1.0]
     values = [value for _, one in found for s in one.values() for value in (s.median, s.high)]
-    scale = _Scale(values, left, right)
-    height = 62 + sum(head_px + gap_px + bar_px * len(one) for _, one in found)
+    scale = _Scale(values, left, right, log=max(medians) / min(medians) > BARS_LOG_FROM)
+    height = 70 + sum(head_px + gap_px + bar_px * len(one) for _, one in found)
     parts = [_axis_x(scale, 44, height - 18)]
     units = ", ".join(dict.fromkeys(result.row.unit for result in group))
     parts.append(_text(WIDTH - 16, 26, f"{units}{', logarithmic' if scale.log else ''}", "end", "f"))

@@ -86,12 +86,12 @@ def measure(bench: Bench, wanted: frozenset[str]) -> Iterator[tuple[str, Mapping
         spine = Spine(bench.folder("spine"), development())
         stack.callback(spine.close)
         port = stack.enter_context(spine.container.port())
-        rounds = bench.count(9, 3)
+        rounds = bench.count(9, 2)
         for name in ORGANS:
             if name in wanted:
                 method, body = harmless(table.interfaces[name])
                 contenders: dict[str, Callable[[], Sequence[float]] | Missing] = {
-                    OURS: _killed(spine, port, name, method, body, bench.count(5, 3))
+                    OURS: _killed(spine, port, name, method, body, bench.count(5, 2))
                 }
                 if name == "gate":
                     contenders |= _services(bench, stack)

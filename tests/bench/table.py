@@ -87,6 +87,7 @@ def document(result: Result) -> dict[str, object]:
                 "high": one.high,
                 "rounds": one.rounds,
                 "samples": one.samples,
+                "medians": list(measured.medians),
                 **({"note": one.note} if one.note else {}),
             }
         )

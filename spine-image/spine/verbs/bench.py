@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 
 from spine.errors import Exit, SpineError
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
             "./spine bench --write",
             Exit.USAGE,
         )
+    # Whoever ends us must not leave a spine or a supervisor behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     document = bench.run(args.only, args.quick, args.seed, Progress())
     if args.write:
         for name in bench.write(document):

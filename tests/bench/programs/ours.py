@@ -18,6 +18,7 @@ from bus.client import Bus
 from bus.server import Call, serve
 from bus.sockets import Publisher
 from bus.tap import Tap
+from organs.kernel import processes
 from tests.bench.programs import asked
 
 
@@ -104,6 +105,7 @@ async def flooding(folder: str, directory: str, caller: str) -> None:
 
 
 if __name__ == "__main__":
+    processes.keep_freed()  # as the zygote does for every organ
     match sys.argv[1:]:
         case ["serve", folder, listeners, tap_fd]:
             trio.run(answering, folder, json.loads(listeners), int(tap_fd))
