@@ -21,7 +21,8 @@ from typing import Final
 from bus.envelope import Kind
 from bus.tap import Side, unpack_record
 from spine.ground.port import Port, schemas
-from spine.tap.view import Reader, Row as Seen
+from spine.tap.view import Reader
+from spine.tap.view import Row as Seen
 from tests.bench.bench import Absent, Bench
 from tests.bench.figures import Goal, Measured, Rounds
 from tests.bench.ground import PATIENCE_S, POLL_S, Ground, Images, asserted, crowd
@@ -57,7 +58,12 @@ def rows(quick: bool) -> Sequence[Row]:
             )
             for processes in CROWDS
         ),
-        Row("network", f"the same with a network in both rooms, {NETWORK_CROWD} processes in each", "ms", (BARE,)),
+        Row(
+            "network",
+            f"the same with a network in both rooms, {NETWORK_CROWD} processes in each",
+            "ms",
+            (BARE,),
+        ),
         *(
             Row(f"part-{name}", f"of a hand-over with {NETWORK_CROWD} processes: {what}", "ms")
             for name, what in PARTS.items()
@@ -69,21 +75,19 @@ def measure(bench: Bench, wanted: frozenset[str]) -> Iterator[tuple[str, Mapping
     """Measure."""
     images = Images(bench.folder("images"))
     times, rounds = bench.count(10, 4), bench.count(9, 2)
+    parts = {f"part-{name}" for name in PARTS}
+    kinds = [(processes, False) for processes in CROWDS if _asked(processes, wanted)]
+    kinds += [(NETWORK_CROWD, True)] if "network" in wanted else []
     personas = {
-        name(side, processes, network): images.of(
-            name(side, processes, network), crowd(processes), network=network
-        )
-        for processes in CROWDS
-        for network in (False, True)
-        if not network or processes == NETWORK_CROWD
+        name(side, *kind): images.of(name(side, *kind), crowd(kind[0]), network=kind[1])
+        for kind in kinds
         for side in PAIR
     }
-    parts = {f"part-{name}" for name in PARTS}
     with Ground(bench, personas) as ground, ground.port() as port:
-        for processes in CROWDS:
+        for processes, network in kinds:
             row = f"hand-over-{processes}"
-            both = parts & wanted if processes == NETWORK_CROWD else set()
-            if row in wanted or both:
+            both = parts & wanted if processes == NETWORK_CROWD else frozenset()
+            if not network:
                 with _standing(ground, port, processes), _bare(processes) as bare:
                     ours = _handed(port, processes, False, times)
                     if row in wanted:
@@ -98,6 +102,12 @@ def measure(bench: Bench, wanted: frozenset[str]) -> Iterator[tuple[str, Mapping
             with _standing(ground, port, NETWORK_CROWD, network=True), _bare(NETWORK_CROWD) as bare:
                 ours = _handed(port, NETWORK_CROWD, True, times)
                 yield "network", bench.alternate({OURS: ours, BARE: _frozen(bare, times)}, rounds)
+
+
+def _asked(processes: int, wanted: frozenset[str]) -> bool:
+    """Whether rooms of so many processes are needed."""
+    parts = {f"part-{part}" for part in PARTS}
+    return f"hand-over-{processes}" in wanted or (processes == NETWORK_CROWD and bool(parts & wanted))
 
 
 def name(side: str, processes: int, network: bool) -> str:

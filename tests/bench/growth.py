@@ -1,8 +1,8 @@
 """How a persona's store behaves as it grows: durable puts, reads and room on the disk, over its keys.
 
 Ours is the gate's store: a digest with each value, and a head row in each transaction. SQLite's is one
-table with the same values. Both are filled in large transactions, which is not counted. A persona's quota ends
-the growth before a million keys, so there is no row of that.
+table with the same values. Both are filled in large transactions, which is not counted. A persona's quota
+ends the growth before a million keys, so there is no row of that.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class Plain:
         """Put these keys in one transaction."""
         self._connection.execute("BEGIN")
         self._connection.executemany(
-            "INSERT OR REPLACE INTO kv VALUES (?, ?)", ((_key(number), VALUE) for number in range(first, last))
+            "INSERT OR REPLACE INTO kv VALUES (?, ?)",
+            ((_key(number), VALUE) for number in range(first, last)),
         )
         self._connection.execute("COMMIT")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -163,7 +164,9 @@ def _at(
     """What is measured with so many keys."""
     if f"bytes-{keys}" in wanted:
         sizes = {
-            name: sum(path.stat().st_size for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm")))
+            name: sum(
+                path.stat().st_size for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm"))
+            )
             for name, folder in folders.items()
         }
         yield f"bytes-{keys}", {name: Rounds(((size / 1e6,),)) for name, size in sizes.items()}

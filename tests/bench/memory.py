@@ -49,7 +49,7 @@ def rows(quick: bool) -> Sequence[Row]:
         *(
             Row(
                 f"rooms-{count}",
-                f"PSS of the spine's processes with {count} room{'' if count == 1 else 's'}, all but one frozen",
+                f"the same with {count} room{'' if count == 1 else 's'}, all but one frozen",
                 "MB",
                 plot="PSS of the spine's processes over rooms",
                 at=float(count),
@@ -107,7 +107,9 @@ def _with_rooms(
                     yield f"rooms-{count}", {OURS: _rounds(looks)}
     if "room" in wanted:
         inside = pss(ground.in_rooms())
-        each = [(last - first + inside) / ROOMS[-1] for first, last in zip(sums[0], sums[ROOMS[-1]], strict=True)]
+        each = [
+            (last - first + inside) / ROOMS[-1] for first, last in zip(sums[0], sums[ROOMS[-1]], strict=True)
+        ]
         yield "room", {OURS: _rounds(each)}
     if "idle-room" in wanted:
         busy, _ = _idle(ground, _seconds(bench.quick) // 2)

@@ -119,9 +119,7 @@ def version(package: str) -> str:
     return installed if installed != "(none)" else found.get("Candidate", "unknown version")
 
 
-def run(
-    words: list[str], cwd: Path | None = None, environment: Mapping[str, str] | None = None
-) -> str:
+def run(words: list[str], cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
     """What a program says on its output. Absent when it is not there, fails or takes too long."""
     try:
         done = subprocess.run(

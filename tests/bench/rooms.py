@@ -49,7 +49,9 @@ def rows(quick: bool) -> Sequence[Row]:
     del quick
     return (
         Row("warm", "one room, its files in memory", "ms", PEERS, GOALS, plot="A room's first instruction"),
-        Row("cold", "one room, its files not in memory", "ms", PEERS, GOALS, plot="A room's first instruction"),
+        Row(
+            "cold", "one room, its files not in memory", "ms", PEERS, GOALS, plot="A room's first instruction"
+        ),
         *(
             Row(
                 f"many-{rooms}",
@@ -200,9 +202,7 @@ def _room(head: Mapping[str, Any], name: str, number: int) -> Room:
     )
 
 
-def _device(
-    builder: Builder, asked: list[str], held: list[int], consoles: list[int]
-) -> tuple[Made, int]:
+def _device(builder: Builder, asked: list[str], held: list[int], consoles: list[int]) -> tuple[Made, int]:
     """A device of the image. Answers to earlier questions that come before it are taken."""
     from organs.builder.protocol import Device
 
@@ -332,7 +332,11 @@ def _oci(name: str, *packages: str) -> Maker:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
         try:
             subprocess.run(
-                [program, "spec"], cwd=bundle, check=True, capture_output=True, env={**os.environ, **environment}
+                [program, "spec"],
+                cwd=bundle,
+                check=True,
+                capture_output=True,
+                env={**os.environ, **environment},
             )
         except subprocess.CalledProcessError as error:
             raise Absent(error.stderr.decode(errors="replace").strip()[:200]) from None
