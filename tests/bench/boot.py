@@ -40,6 +40,8 @@ INIT, DEBIAN = "busybox init, same kernel", "Debian minimal, systemd"
 BOOT_S: Final = 300.0
 """Far above what any of them takes on a machine that is merely slow."""
 AGAIN_S: Final = 0.1
+AGAIN: Final = (Code.NOT_FOUND, Code.BUSY, Code.DEADLINE, Code.PEER_DIED)
+"""What is answered while the room is not there yet."""
 NAME: Final = "first"
 FIRST: Final = "read up rest </proc/uptime; echo began $up"
 _BEGAN: Final = re.compile(r"began (\d+\.\d+)")
@@ -156,7 +158,7 @@ def _console(machine: Machine) -> float:
             try:
                 answer = port.call("freezer.console", {"persona": NAME, "after": 0, "waitMs": 5000})
             except PortFailure as failure:
-                if failure.failure.code not in (Code.NOT_FOUND, Code.DEADLINE, Code.PEER_DIED):
+                if failure.failure.code not in AGAIN:
                     raise
                 time.sleep(AGAIN_S)
                 continue
