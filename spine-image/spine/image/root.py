@@ -242,6 +242,8 @@ def _compile(tree: Path, modules: list[str], *, keep_source: bool) -> None:
         "-s",
         "-S",
         "-B",
+        "-X",
+        "no_debug_ranges",
         "-c",
         _COMPILE,
     ]
