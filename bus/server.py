@@ -44,10 +44,6 @@ from bus.sockets import OUT_BYTES_MAX, Listener
 from bus.tap import Side, Tap
 from bus.wire import Interface, Method
 
-CALLS_A_TURN: Final = 4
-"""Messages of one caller that are dealt with before others get their turn. A turn of the scheduler costs as
-much as a small call, so a caller that sends many is served twice as fast as one message a turn; and four
-calls that wait for nothing keep the others for less than a millisecond."""
 EVENT_FRAMES_MAX: Final = 256
 """Frames that wait for a connection before it is told no news. A ROUTER cannot close one connection, so when
 it has read what waits it is told the present state instead."""
@@ -249,8 +245,8 @@ class _Desk:
 
     One worker at a time receives. When it has received a call it executes it itself, at once, and hands the
     duty of receiving to another when the call waits for something: a call that waits for nothing is answered
-    without a switch of tasks, and one that waits keeps nobody. A desk starts `CALLS_A_TURN` calls in a turn
-    of the scheduler, however many its caller sends.
+    without a switch of tasks, and one that waits keeps nobody. A desk starts one call in a turn of the
+    scheduler, however many its caller sends.
     """
 
     def __init__(
@@ -337,12 +333,10 @@ class _Desk:
     async def _receive(self) -> _Work:
         """The next call that is to be executed; everything else is dealt with here."""
         while True:
-            if self._listener.in_a_row >= CALLS_A_TURN:
-                self._listener.in_a_row = 0
-                await trio.lowlevel.checkpoint()
             route, frame = await self._listener.receive()
             work = self._take(route, frame)
             if work is not None:
+                self._listener.left = 0
                 return work
 
     def _take(self, route: bytes, frame: bytes | None) -> _Work | None:

@@ -44,7 +44,7 @@ there: its calls under way have at most 1152 frames of answers, and a refusal is
 RECORDS_MAX: Final = 256
 """Records of the tap that wait for a listener that is slow; it loses those beyond, and counts them."""
 BATCH: Final = 8
-"""Frames that a connection delivers before other tasks get their turn."""
+"""Frames that are received before other tasks get their turn."""
 RECONNECT_MS: Final = 5
 """Pause before connecting again. The default of 100 ms would be most of an organ's time to recover."""
 HANDSHAKE_MS: Final = 5000
@@ -179,7 +179,7 @@ class Listener(_Link):
     since libzmq lets go of a dead connection only when all that came from it was read.
     """
 
-    __slots__ = ("_emptied", "_out", "_room", "in_a_row", "out_bytes")
+    __slots__ = ("_emptied", "_out", "_room", "left", "out_bytes")
 
     def __init__(self, listening_fd: int, emptied: Callable[[], None] | None = None) -> None:
         """Takes over a listening AF_UNIX socket; the descriptor itself stays the caller's to close.
@@ -195,22 +195,25 @@ class Listener(_Link):
         self.out_bytes = 0
         """Bytes that wait to be sent to this caller."""
         self._room: trio.Event | None = None
-        self.in_a_row = 0
-        """Messages received since the last time that others could run. Whoever lets them sets it to 0."""
+        self.left = BATCH
+        """Messages that may still be received before others get their turn; 0 ends ours."""
 
     async def receive(self) -> tuple[bytes, bytes | None]:
         """The next message: its route and its frame, None for a message that is not exactly one frame.
 
-        For one task at a time. It lets no other task run when there is a message already.
+        For one task at a time. Others get their turn when it waits, or `left` has come to 0.
         """
         while True:
             if await self._arrival():
-                self.in_a_row = 0
+                self.left = BATCH
+            elif self.left <= 0:
+                self.left = BATCH
+                await trio.lowlevel.checkpoint()
             try:
                 route = self._socket.recv(_DONTWAIT)
             except zmq.Again:
                 continue
-            self.in_a_row += 1
+            self.left -= 1
             # ROUTER puts the route in front of each message, and a message arrives whole or not at all, so
             # there is a second frame.
             frame = self._only(self._socket.recv(_DONTWAIT, copy=False))

@@ -24,7 +24,7 @@ from typing import Final
 from organs.integrity import fat
 from organs.integrity.examine import STEP, Manifest, Part, Read, Unsigned, exactly, manifest
 from organs.integrity.slots import LETTERS
-from organs.integrity.volume import DIRECTORY, File
+from organs.integrity.volume import DIRECTORY, File, marked, rest
 
 FORMAT: Final = 2
 BOOT: Final = "boot"
@@ -131,7 +131,7 @@ class Carried:
         return Release(self.version, self.digest, {letter: self.files(letter) for letter in LETTERS})
 
     def files(self, letter: str) -> tuple[File, ...]:
-        """The files and directories that the boot volume has when it comes from this slot."""
+        """The files, the directories and the rest of the boot volume when it comes from this slot."""
         layout = self.layouts[letter]
         image = _Image(layout, self._boot)
         whole = {
@@ -140,7 +140,8 @@ class Carried:
             if run.part != BOOT and run.offset == 0 and run.length == self._parts[run.part].length
         }
         volume, nodes = fat.tree(image.read)
-        return tuple(File(node.path, _digest(image, volume, node, whole)) for node in nodes)
+        files = [File(node.path, _digest(image, volume, node, whole)) for node in nodes]
+        return (*files, rest(self.pieces(letter), fat.directories(image.read, volume, nodes)))
 
     def pieces(self, letter: str) -> Iterator[bytes]:
         """The image of the boot volume from its first byte to its last, one step at a time."""
@@ -199,12 +200,12 @@ class _Image:
 
 def _digest(image: _Image, volume: fat.Volume, node: fat.Node, whole: dict[tuple[int, int], str]) -> str:
     if node.directory:
-        return DIRECTORY
+        return marked(DIRECTORY, node.odd)
     spans = list(fat.stretches(image.read, volume, node))
     joined = all(at + length == then for (at, length), (then, _) in pairwise(spans))
     if spans and joined and (spans[0][0], node.size) in whole:
-        return whole[spans[0][0], node.size]
+        return marked(whole[spans[0][0], node.size], node.odd)
     total = sha256()
     for at, length in spans:
         total.update(exactly(image.read, at, length))
-    return total.hexdigest()
+    return marked(total.hexdigest(), node.odd)

@@ -12,7 +12,7 @@ Fails: with `BadVolume`, whatever the bytes are.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,8 @@ _LONG: Final = 0x0F
 _ATTRIBUTES: Final = 0x3F
 _VOLUME: Final = 0x08
 _SUBDIRECTORY: Final = 0x10
+# Set by whoever writes a file, and by a firmware on the directories above a name that it changed.
+_ARCHIVE: Final = 0x20
 _LAST_PART: Final = 0x40
 _LOWER_STEM: Final = 0x08
 _LOWER_EXTENSION: Final = 0x10
@@ -63,6 +65,8 @@ class Entry:
     cluster: int
     directory: bool
     size: int
+    # Of the attribute bits those that no directory of ours and no renaming firmware sets.
+    odd: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,7 @@ class Node:
     directory: bool
     size: int
     cluster: int
+    odd: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +124,15 @@ def tree(read: Read) -> tuple[Volume, tuple[Node, ...]]:
             if len(nodes) == NODES_MAX:
                 raise BadVolume(f"there is more on it than {NODES_MAX} files and directories")  # INV-SLOT-3
             path = (*above, entry.name)
-            nodes.append(Node(path=path, directory=entry.directory, size=entry.size, cluster=entry.cluster))
+            nodes.append(
+                Node(
+                    path=path,
+                    directory=entry.directory,
+                    size=entry.size,
+                    cluster=entry.cluster,
+                    odd=entry.odd,
+                )
+            )
             if entry.directory:
                 todo.append((path, _chain(read, volume, entry.cluster)))
     # Two names on one chain are what a rename that was cut short leaves; nothing of ours shares more.
@@ -147,6 +160,16 @@ def stretches(read: Read, volume: Volume, node: Node) -> Iterator[tuple[int, int
         length = min(length, left)
         yield volume.data_at + (first - 2) * volume.cluster_bytes, length
         left -= length
+
+
+def directories(read: Read, volume: Volume, nodes: Sequence[Node]) -> tuple[tuple[int, int], ...]:
+    """Where the directories are: offset and length of each stretch.
+
+    Raises BadVolume, and what `read` raises.
+    """
+    chains = [_root(read, volume)]
+    chains += [_chain(read, volume, node.cluster) for node in nodes if node.directory]
+    return tuple((at, len(data)) for chain in chains for at, data in chain)
 
 
 def _inside(volume: Volume, cluster: int) -> int:
@@ -306,6 +329,7 @@ def _entry(raw: bytes, parts: list[_Part], wide: bool) -> Entry:
     high, low = struct.unpack_from("<H", raw, 20)[0], struct.unpack_from("<H", raw, 26)[0]
     cluster = high << 16 | low if wide else low
     directory = bool(raw[11] & _SUBDIRECTORY)
+    odd = raw[11] & ~(_SUBDIRECTORY | _ARCHIVE)
     (size,) = struct.unpack_from("<I", raw, 28)
     if parts and parts[-1].number == 1 and parts[-1].checksum == _checksum(raw[:11]):
         # The parts come last first.
@@ -314,13 +338,15 @@ def _entry(raw: bytes, parts: list[_Part], wide: bool) -> Entry:
         length = units.index(0) if 0 in units else len(units)
         # One character for each unit, so that a name's index is the index of its position.
         name = "".join(map(chr, units[:length]))
-        return Entry(name=name, at=tuple(at[:length]), cluster=cluster, directory=directory, size=size)
+        return Entry(
+            name=name, at=tuple(at[:length]), cluster=cluster, directory=directory, size=size, odd=odd
+        )
     stem, extension = raw[:8].rstrip(b" "), raw[8:11].rstrip(b" ")
     # A short name is upper case; two bits say that a part of it is meant in lower case.
     stem = stem.lower() if raw[12] & _LOWER_STEM else stem
     extension = extension.lower() if raw[12] & _LOWER_EXTENSION else extension
     name = (stem + b"." + extension if extension else stem).decode("latin-1")
-    return Entry(name=name, at=(), cluster=cluster, directory=directory, size=size)
+    return Entry(name=name, at=(), cluster=cluster, directory=directory, size=size, odd=odd)
 
 
 def _checksum(short: bytes) -> int:

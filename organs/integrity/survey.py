@@ -12,7 +12,7 @@ Fails: it does not; a device that is not there or cannot be read, and a key that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -89,7 +89,7 @@ def look_at_slot(fd: int, key: bytes) -> Checked:
 
 
 def look_at_boot(fd: int) -> Listed:
-    """Read every file of a boot volume.
+    """Read every file of a boot volume, and all that is no file.
 
     Not with O_DIRECT: that is a flag of the open file, which the patch of the boot counter uses as well, with
     memory that is not aligned.
@@ -99,24 +99,30 @@ def look_at_boot(fd: int) -> Listed:
         empty = not any(raw.read(0, EMPTY_BYTES))
         try:
             found, nodes = fat.tree(raw.read)
-            files = tuple(volume.File(node.path, _digest(raw, found, node)) for node in nodes)
+            files = [volume.File(node.path, _digest(raw, found, node)) for node in nodes]
+            files.append(volume.rest(_pieces(raw), fat.directories(raw.read, found, nodes)))
         except fat.BadVolume as error:
             return Listed(volume.Seen(no_volume=str(error), empty=empty), raw.how)
-        return Listed(volume.Seen(files=files), raw.how)
+        return Listed(volume.Seen(files=tuple(files)), raw.how)
     except OSError as error:  # INV-SLOT-9
         return Listed(volume.Seen(unreadable=str(error)))
 
 
+def _pieces(raw: Raw) -> Iterator[bytes]:
+    for offset in range(0, raw.size, examine.STEP):
+        yield raw.read(offset, examine.STEP)
+
+
 def _digest(raw: Raw, found: fat.Volume, node: fat.Node) -> str:
     if node.directory:
-        return volume.DIRECTORY
+        return volume.marked(volume.DIRECTORY, node.odd)
     total = sha256()
     try:
         for at, length in fat.stretches(raw.read, found, node):
             total.update(examine.exactly(raw.read, at, length))
     except (fat.BadVolume, examine.Short):
         return volume.BROKEN
-    return total.hexdigest()
+    return volume.marked(total.hexdigest(), node.odd)
 
 
 class Survey:

@@ -1,16 +1,18 @@
-"""What is said of the files on a boot volume, from what is there and what a slot carries for it. Pure.
+"""What is said of a boot volume, from what is there and what a slot carries for it. Pure.
 
 The boot volumes are outside of dm-verity: a machine that checks no signatures before it starts a program
 starts what lies there. So each file and directory is held against what a verified slot carries for that
 volume. The counters in the programs' names change at each boot and are no part of the comparison, but that
-there is one is: the boot loader takes a program without a counter for good, for ever. Free space, dates and
-the volume's tables are not files.
+there is one is: the boot loader takes a program without a counter for good, for ever. Where in a directory a
+name stands, and its dates, change with the counters. All other bytes, tables and free space as well, are
+compared as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from organs.integrity.rearm import Counted, parse, plain
@@ -22,6 +24,8 @@ Path = tuple[str, ...]
 DIRECTORY: Final = "directory"
 # A file whose bytes cannot be followed to their end differs from every other.
 BROKEN: Final = ""
+# In the place of a path: all bytes of the volume outside of its directories.
+REST: Final[Path] = ()
 PROGRAMS: Final = ("efi", "linux")
 # A name may hold 255 characters of any kind; as much as this of a path is shown, in ASCII.
 SHOWN_CHARACTERS_MAX: Final = 100
@@ -31,7 +35,7 @@ _FOLD: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file or directory: its path, one name a level, and its SHA-256, DIRECTORY or BROKEN."""
+    """A file or directory: its path, one name a level, and its SHA-256, DIRECTORY or BROKEN. Or REST."""
 
     path: Path
     digest: str
@@ -78,12 +82,42 @@ def judge(seen: Seen | None, carried: Sequence[File] | None) -> Judged:
         elif file.digest == BROKEN or file.digest != signed[path].digest:
             changed.append(shown(file.path))
     missing = [shown(file.path) for path, file in signed.items() if path not in there]
+    if extra or twice or missing or changed != [shown(REST)]:
+        # What changed of a file or directory changes bytes outside of them as well; the name says more.
+        changed = [name for name in changed if name != shown(REST)]
     kinds = {"changed": changed, "extra": extra, "twice there": twice, "missing": missing}
     if any(kinds.values()):
         parts = tuple(dict.fromkeys(part for names in kinds.values() for part in names))
         detail = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
         return Judged(Verdict.TAMPERED, parts, detail)
     return Judged(Verdict.VERIFIED)  # INV-SLOT-8
+
+
+def rest(pieces: Iterable[bytes], directories: Sequence[tuple[int, int]]) -> File:
+    """What stands for all bytes outside of the directories; zeros at the end count for nothing.
+
+    `pieces` are the volume's bytes from its first one on, `directories` offsets and lengths.
+    """
+    total, end, zeros = sha256(), 0, 0
+    for piece in pieces:
+        data, at = bytearray(piece), end
+        end += len(data)
+        for start, length in directories:
+            low, high = max(at, start), min(end, start + length)
+            if low < high:
+                data[low - at : high - at] = bytes(high - low)
+        if data.count(0) == len(data):
+            zeros += len(data)
+        else:
+            total.update(bytes(zeros))
+            total.update(data)
+            zeros = 0
+    return File(REST, total.hexdigest())
+
+
+def marked(digest: str, odd: int) -> str:
+    """The hash of a file or directory whose entry has attributes that ours have not."""
+    return f"{digest} {odd:02x}" if odd and digest != BROKEN else digest
 
 
 def counted(seen: Seen) -> tuple[tuple[str, Counted], ...]:
@@ -102,7 +136,7 @@ def tries(seen: Seen, letter: str) -> int | None:
 
 def shown(path: Path) -> str:
     """A path as it may stand in a log and in an answer, whatever its names are made of."""
-    text = ascii("/".join(path))[1:-1]
+    text = ascii("/".join(path))[1:-1] if path != REST else "bytes outside of files and directories"
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 3] + "..."
 
 

@@ -14,8 +14,11 @@ something.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
+import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -204,9 +207,19 @@ class Runner:
                 patience_s=self.patience_s,
                 log=log,
             )
+            if not outcome.verdict.kept or job.name == CONTROL_NAME:
+                self._save(job, directory / "machine")
             if log is not None and keep is not None:
                 sparse_copy(log, keep / powercut.LOG_FILE)
             return outcome
+
+    def _save(self, job: Job, machine: Path) -> None:
+        """Keep what a case that broke the promise left on its serial line and its screen."""
+        target = self.work / "seen" / re.sub(r"[^a-z0-9.-]+", "_", job.name)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("serial.log", "last.ppm"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(machine / name, target / name)
 
     def all(self, jobs: Iterable[Job], workers: int, done: Callable[[Job, Outcome], None]) -> None:
         """Judge them side by side; what has not begun when the time is up is left."""
@@ -296,7 +309,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no case after this time")
     parser.add_argument("--firmware", choices=("secure", "plain"), default="secure")
-    parser.add_argument("--work", type=Path, help="keep images and logs here, for the next run")
+    parser.add_argument("--work", type=Path, help="keep images, logs and what bad cases showed here")
     arguments = parser.parse_args()
     command = f"python -m tests.faults.matrix --seed {arguments.seed} --firmware {arguments.firmware}"
 

@@ -1,6 +1,6 @@
 """The image for real PCs, in QEMU with a PC's devices; and how the kernel says that it is set.
 
-The first test here builds a second kernel where the cache has none: eight minutes on two cores.
+The first test here builds a second kernel where the cache has none: ten minutes on two cores.
 """
 
 from __future__ import annotations

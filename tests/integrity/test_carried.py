@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from organs.integrity import carried, examine, fat
-from organs.integrity.volume import DIRECTORY
+from organs.integrity.volume import DIRECTORY, REST
 from spine.image import disk
 from tests.integrity import disks
 
@@ -37,7 +37,9 @@ def test_it_is_what_lies_on_the_volumes(letter: str) -> None:
             f"EFI/Linux/spine-{letter}+3-0.efi": disks.programs("1")[letter],
         }.items()
     }
-    assert {"/".join(file.path): file.digest for file in found.files(letter)} == {
+    *listed, rest = found.files(letter)
+    assert rest.path == REST
+    assert {"/".join(file.path): file.digest for file in listed} == {
         **dict.fromkeys(("EFI", "loader", "EFI/BOOT", "EFI/Linux", "EFI/systemd"), DIRECTORY),
         **contents,
     }

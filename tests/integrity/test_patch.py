@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -92,9 +93,7 @@ def test_a_counter_across_two_sectors_is_not_touched(tmp_path: Path) -> None:
         entry = found[change.index]
         apart = list(entry.at)
         apart[change.counted.done_at] += patch.SECTOR_BYTES
-        split = fat.Entry(
-            name=entry.name, at=tuple(apart), cluster=entry.cluster, directory=False, size=entry.size
-        )
+        split = dataclasses.replace(entry, at=tuple(apart))
         before = path.read_bytes()
         entries = [split if e is entry else e for e in found]
         with pytest.raises(patch.Unpatchable):

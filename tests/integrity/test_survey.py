@@ -107,6 +107,41 @@ def test_any_flipped_bit_of_a_file_of_a_boot_volume_is_found_and_named(
     assert rows["boot-a"]["detail"] == f"changed: {name}"
 
 
+def outside() -> list[tuple[int, int]]:
+    """The stretches of the boot volume of slot A that are neither a file's nor a directory's."""
+    read = disks.reader(BOOTS["a"])
+    volume, nodes = fat.tree(read)
+    taken = [span for spans in CONTENTS.values() for span in spans]
+    taken += fat.directories(read, volume, nodes)
+    found, end = [], 0
+    for at, length in sorted(taken):
+        found.append((end, at - end))
+        end = at + length
+    found.append((end, len(BOOTS["a"]) - end))
+    return [(at, length) for at, length in found if length > 0]
+
+
+@pytest.mark.proves("INV-SLOT-8")
+@given(data=st.data())
+@DRAWN
+def test_any_flipped_bit_that_is_no_files_is_found(tmp_path: Path, data: st.DataObject) -> None:
+    at, length = data.draw(st.sampled_from(outside()))
+    paths = disks.files(tmp_path)
+    disks.flip(paths["boot-a"], at + data.draw(st.integers(0, length - 1)), data.draw(st.integers(0, 7)))
+    rows = trio.run(surveyed, paths)
+    assert verdicts(rows) == ["verified", "verified", "tampered", "verified"]
+
+
+@pytest.mark.proves("INV-SLOT-8")
+async def test_an_attribute_that_ours_have_not_is_found(paths: dict[str, Path]) -> None:
+    volumes.mtools(paths["boot-a"], "mattrib", "+h", "::loader/loader.conf")
+    rows = await surveyed(paths)
+    assert rows["boot-a"]["detail"] == "changed: loader/loader.conf"
+    volumes.mtools(paths["boot-b"], "mattrib", "+a", "::loader")
+    rows = await surveyed(paths)
+    assert rows["boot-b"]["verdict"] == "verified"
+
+
 # Where tables and directories lie: before the first file's bytes.
 TABLES_END = min(at for spans in CONTENTS.values() for at, _ in spans)
 

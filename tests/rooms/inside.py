@@ -128,6 +128,7 @@ def persona_file(folder: Path, name: str, data: bytes, version: int = 1) -> Path
 def request(**values: object) -> bytes:
     """A framed request to the umbilical; what is left out stands at its default."""
     empty = {"id": 1, "verb": "status", "key": b"", "value": b"", "limit": 0, "persona": ""}
+    empty |= {"ticket": 0, "bytes": 0, "offset": 0, "reboot": False}
     return schemas().messages["umbilical.Request"].encode({**empty, **values})
 
 
