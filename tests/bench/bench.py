@@ -31,7 +31,10 @@ from spine import paths
 from spine.progress import Progress
 from tests.bench.figures import Measured, Missing, Rounds
 
-FAMILIES: Final = ("bus", "recovery", "store", "verification")
+FAMILIES: Final = (
+    *("bus", "recovery", "store", "verification"),
+    *("rooms", "focus", "boot", "memory", "size", "growth"),
+)
 """The modules with rows, in the order of the table."""
 
 PATIENCE_S: Final = 60.0

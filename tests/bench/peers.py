@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ PROGRAMS: Final = ("usr/bin", "usr/sbin", "bin", "sbin")
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[Path]:
+def locked() -> Iterator[Path]:
     """The directory of the peers; one bench at a time sets them up."""
     base = paths.private(paths.private(paths.cache()) / "bench")
     with (base / "lock").open("w") as lock:
@@ -53,7 +53,7 @@ def program(name: str, *packages: str) -> tuple[Path, dict[str, str]]:
 
 def unpacked(*packages: str) -> Path:
     """The files of these Debian packages, below a directory of their own. They must name what they need."""
-    with _locked() as base:
+    with locked() as base:
         root = base / f"debian-{'+'.join(packages)}"
         if not root.is_dir():
             fresh = base / f"fresh-{os.getpid()}"
@@ -62,7 +62,7 @@ def unpacked(*packages: str) -> Path:
             try:
                 _download(packages, fresh / "deb")
                 for file in sorted((fresh / "deb").glob("*.deb")):
-                    _run(["dpkg-deb", "-x", str(file), str(fresh / "root")])
+                    run(["dpkg-deb", "-x", str(file), str(fresh / "root")])
                 (fresh / "root").rename(root)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
@@ -73,37 +73,37 @@ def _download(packages: tuple[str, ...], into: Path) -> None:
     # apt drops root for the download where it can; where it cannot write it says so and goes on.
     words = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *packages]
     try:
-        _run(words, into)
+        run(words, into)
     except Absent:
         # The list of packages is older than the mirror: once more with a new one.
         with contextlib.suppress(Absent):
-            _run(["apt-get", "update", "-qq"])
-        _run(words, into)
+            run(["apt-get", "update", "-qq"])
+        run(words, into)
 
 
 def python() -> Path:
     """The Python with the wheels of `requirements.txt`, set up once for each version of that file."""
-    with _locked() as base:
+    with locked() as base:
         key = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]
         venv = base / f"venv-{key}"
         if not (venv / "done").exists():
             shutil.rmtree(venv, ignore_errors=True)
-            _run(["/usr/bin/python3", "-m", "venv", str(venv)])
+            run(["/usr/bin/python3", "-m", "venv", str(venv)])
             pip = [str(venv / "bin/python"), "-m", "pip", "install", "--quiet", "--no-input"]
             checked = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", str(REQUIREMENTS)]
-            _run([*pip, "--disable-pip-version-check", *checked])
+            run([*pip, "--disable-pip-version-check", *checked])
             (venv / "done").touch()
         return venv / "bin/python"
 
 
 def compiled(source: Path, name: str, *flags: str) -> Path:
     """A C program of the bench, compiled once for each version of its source."""
-    with _locked() as base:
+    with locked() as base:
         key = hashlib.sha256(source.read_bytes() + repr(flags).encode()).hexdigest()[:16]
         program = base / f"{name}-{key}"
         if not program.exists():
             made = base / f"{name}-{os.getpid()}"
-            _run(["gcc", "-O2", "-Wall", "-o", str(made), str(source), *flags])
+            run(["gcc", "-O2", "-Wall", "-o", str(made), str(source), *flags])
             made.rename(program)
         return program
 
@@ -111,7 +111,7 @@ def compiled(source: Path, name: str, *flags: str) -> Path:
 def version(package: str) -> str:
     """The version of a Debian package, as installed or as offered; for the notes."""
     try:
-        said = _run(["apt-cache", "policy", package])
+        said = run(["apt-cache", "policy", package])
     except Absent:
         return "unknown version"
     found = dict(line.strip().split(": ", 1) for line in said.splitlines() if ": " in line)
@@ -119,11 +119,13 @@ def version(package: str) -> str:
     return installed if installed != "(none)" else found.get("Candidate", "unknown version")
 
 
-def _run(words: list[str], cwd: Path | None = None) -> str:
+def run(words: list[str], cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
+    """What a program says on its output. Absent when it is not there, fails or takes too long."""
     try:
         done = subprocess.run(
             words,
             cwd=cwd,
+            env={**os.environ, **(environment or {})},
             capture_output=True,
             text=True,
             errors="replace",

@@ -147,7 +147,9 @@ def arguments(plan: Plan) -> list[str]:
 def _virtual(plan: Plan) -> list[str]:
     """The devices of a virtual machine."""
     # A full host disk is an I/O error that the guest can meet; by itself QEMU would pause without a word.
-    words = ["-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=0,werror=report,rerror=report"]
+    # A kernel that QEMU is told comes first, and has that index to itself.
+    first = "" if "-kernel" in plan.extra else ",bootindex=0"
+    words = ["-device", f"virtio-blk-pci,drive={DISK_NODE}{first},werror=report,rerror=report"]
     words += ["-device", "virtio-gpu-pci", "-device", "i6300esb"]
     words += ["-object", "rng-random,id=random,filename=/dev/urandom"]
     words += ["-device", "virtio-rng-pci,rng=random"]
