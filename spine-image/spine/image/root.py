@@ -44,8 +44,8 @@ main()
 
 # 128 KiB: a page fault decompresses at most this much; larger blocks make small modules slow to reach (tried:
 # 1 MiB doubles the time of the organs' imports under emulation). Level 15 packs in half the time of 19 and
-# costs 1 % of size; how fast it opens is the same. No fragments: a block that many small files share is unpacked
-# anew for each that is read when the kernel has forgotten it, and it remembers three.
+# costs 1 % of size; how fast it opens is the same. No fragments: a block that many small files share is
+# unpacked anew for each that is read when the kernel has forgotten it, and it remembers three.
 SQUASH = ("-comp", "zstd", "-Xcompression-level", "15", "-b", "131072", "-no-fragments")
 SQUASH_FIXED = ("-all-root", "-no-xattrs", "-no-exports", "-noappend", "-no-progress", "-quiet")
 
