@@ -11,6 +11,7 @@ Touches: machines and a container ground that it starts and ends, disks in the s
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from spine.ground.port import PortFailure
 from spine.ground.qemu import Machine
 from spine.image import parameters, uki
 from spine.image.build import build
+from spine.progress import Progress
 from tests.bench.bench import Absent, Bench
 from tests.bench.debian import debian
 from tests.bench.figures import Goal, Measured, Missing, Rounds
@@ -118,7 +120,7 @@ class Ours:
 
     def _made(self) -> Path:
         folder = self._bench.folder("machine")
-        build(paths.out(), progress=self._bench.progress)
+        build(paths.out(), progress=Progress(io.StringIO()))
         image = folder / "disk.img"
         disk.sparse_copy(paths.out() / "spine.img", image)
         init = ("/bin/sh", "-c", f"{FIRST}; exec sleep 100000")
@@ -214,7 +216,7 @@ def _init(bench: Bench, *, counted: bool = False) -> Callable[[], Sequence[float
     words = ["mksquashfs", str(root), str(image), "-quiet", "-no-progress", "-comp", "zstd", "-all-root"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     os.truncate(image, -(-image.stat().st_size // SECTOR) * SECTOR)
-    build(paths.out(), progress=bench.progress)
+    build(paths.out(), progress=Progress(io.StringIO()))
     program = (paths.out() / "spine.efi").read_bytes()
     kernel.write_bytes(next(part.data for part in uki.sections(program) if part.name == ".linux"))
     line = ["root=/dev/vda rootfstype=squashfs ro rootwait=10", *parameters.words()]
