@@ -115,16 +115,18 @@ def test_a_boot_volume_has_its_own_program_and_the_rescue_and_nothing_else(
     listed = mtools("mdir", "-b", "-/", "::").decode().split("\n")
     files = {line.removeprefix("::/") for line in listed if line and not line.endswith("/")}
     assert files == {
+        disk.FIRST_PATH,
         disk.LOADER_PATH,
         "loader/loader.conf",
         f"EFI/Linux/spine-{name}+3-0.efi",
         "EFI/Linux/spine-rescue.efi",
     }
-    texts = ((paths.ROOT / path).read_bytes() for path in rescue.FILES)
-    program = rescue.make(tmp_path, *texts)
-    # As it was made, but for the padding of a signature and the signature.
-    signed = authenticode.unsigned(mtools("mcopy", f"::{disk.RESCUE_PATH}", "-"))
-    assert signed == program + bytes(len(signed) - len(program))
+    texts = [(paths.ROOT / path).read_bytes() for path in rescue.FILES]
+    for path, first in ((disk.FIRST_PATH, True), (disk.RESCUE_PATH, False)):
+        program = rescue.make(tmp_path, *texts, first=first)
+        # As it was made, but for the padding of a signature and the signature.
+        signed = authenticode.unsigned(mtools("mcopy", f"::{path}", "-"))
+        assert signed == program + bytes(len(signed) - len(program))
 
 
 def test_each_program_trusts_its_own_slot(image: Path) -> None:
@@ -148,7 +150,7 @@ def test_every_program_in_a_boot_volume_is_signed(name: str, image: Path, tmp_pa
     volume.write_bytes(partition(image, f"boot-{name}"))
     subprocess.run(["mcopy", "-s", "-i", volume, "::", tmp_path / "files"], capture_output=True, check=True)
     programs = [path for path in (tmp_path / "files").rglob("*") if path.suffix.lower() == ".efi"]
-    assert len(programs) == 3  # the boot loader, the slot's own, the rescue
+    assert len(programs) == 4  # the first program, the boot loader, the slot's own, the rescue
     for program in programs:
         authenticode.check(program.read_bytes(), key.certificate)
     # Nothing else in there is a program under another name.

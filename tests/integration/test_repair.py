@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from spine import paths
 from spine.errors import SpineError
-from spine.ground import accel, gpt, powercut
+from spine.ground import accel, gpt
 from spine.ground.disk import sparse_copy
 from spine.ground.qemu import Machine
 from tests.integration.boots import Boot
@@ -136,38 +135,3 @@ def test_a_slot_that_is_bad_where_no_boot_reads_it_leaves_and_is_written_anew(
     live.ground.kill()
     repaired(disk, image)
     assert part(disk, "boot-b") == part(image, "boot-b")
-
-
-@pytest.mark.proves("INV-SLOT-12")
-@pytest.mark.proves("INV-SLOT-17")
-def test_a_repair_that_the_power_cut_ends_is_done_again(
-    image: Path, tmp_path: Path, power_on: PowerOn, report: Mapping[str, object]
-) -> None:
-    base, disk, log = tmp_path / "base.img", tmp_path / "disk.img", tmp_path / "writes.log"
-    sparse_copy(image, base)
-    flip(base, gpt.read(base)["slot-a"].start + unread(report))
-    sparse_copy(base, disk)
-    log.touch()
-    live = power_on(Boot.REPAIR_CUT, disk, blockdevs=powercut.blockdevs(disk, log))
-    assert blessed(live)["active"] == "b"
-    live.ground.kill()
-    repaired(disk, image)
-    entries = powercut.read(log)
-    table = gpt.read(disk)
-    inside = [
-        number
-        for number, entry in enumerate(entries)
-        if entry.is_write
-        and any(table[name].start <= entry.start < table[name].start + table[name].size for name in PAIR_A)
-    ]
-    assert len(inside) > 40
-    # Not before the first write of the repair, not after its last one.
-    cut = random.Random(5).choice(inside[1:-1])
-    after = tmp_path / "after.img"
-    powercut.replay(base, log, cut, after)
-    assert part(after, "slot-b") == part(image, "slot-b")
-    again = power_on(Boot.REPAIR_CUT_AFTER, after)
-    assert blessed(again)["active"] == "b"
-    again.ground.kill()
-    repaired(after, image)
-    assert part(after, "boot-a") == part(image, "boot-a")
