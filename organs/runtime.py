@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -192,9 +193,11 @@ class Spine(Place):
             raise TimeoutError("bay0 did not answer")
 
     async def _beat(self) -> None:
+        # All organs beat at one moment of the clock: bay0 wakes once for many of them.
         while True:
             self.beat()
-            await trio.sleep(self.heartbeat_ms / 1000)
+            period_s = self.heartbeat_ms / 1000
+            await trio.sleep(period_s - time.monotonic() % period_s)
 
     async def _hear(self) -> None:
         """Read bay0's datagrams: its words go to told(), its answers to request()."""
