@@ -85,21 +85,15 @@ def rows(quick: bool) -> Sequence[Row]:
 def measure(bench: Bench, wanted: frozenset[str]) -> Iterator[tuple[str, Mapping[str, Measured]]]:
     """Measure."""
     ours = Ours(bench)
-    rounds = bench.count(5, 1)
-    found = bench.alternate(
-        {
-            OURS: ours.boot,
-            **({INIT: _init(bench), DEBIAN: _debian(bench)} if "persona" in wanted else {}),
-        },
-        rounds,
-        warm=0,
-    )
-    for name in STAGES:
-        if name in wanted:
-            own = found[OURS]
-            yield name, {OURS: own if isinstance(own, Missing) else _of(ours.stages, name)}
-    if "persona" in wanted:
-        yield "persona", found
+    if {"persona", *STAGES} & wanted:
+        theirs = {INIT: _init(bench), DEBIAN: _debian(bench)} if "persona" in wanted else {}
+        found = bench.alternate({OURS: ours.boot, **theirs}, bench.count(5, 1), warm=0)
+        for name in STAGES:
+            if name in wanted:
+                own = found[OURS]
+                yield name, {OURS: own if isinstance(own, Missing) else _of(ours.stages, name)}
+        if "persona" in wanted:
+            yield "persona", found
     if "icount" in wanted:
         counted = Ours(bench, counted=True, disk_of=ours)
         yield "icount", bench.alternate({OURS: counted.boot, INIT: _init(bench, counted=True)}, 1, warm=0)
