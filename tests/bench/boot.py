@@ -54,8 +54,8 @@ STAGES: Final = {
     "ready": "all organs ready",
 }
 COUNTED: Final = "tcg,thread=single"
-ICOUNT: Final = ("-icount", "shift=2,sleep=off")
-"""Four nanoseconds an instruction; the clock leaps when the guest has nothing to do."""
+ICOUNT: Final = ("-icount", "shift=2")
+"""Four nanoseconds an instruction; while the guest has nothing to do, the time of the host."""
 
 
 def rows(quick: bool) -> Sequence[Row]:
