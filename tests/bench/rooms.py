@@ -73,7 +73,7 @@ def measure(bench: Bench, wanted: frozenset[str]) -> Iterator[tuple[str, Mapping
         raise Absent("rooms need root")
     if not BUSYBOX.exists():
         raise Absent("busybox-static is not installed")
-    rounds = bench.count(15, 3)
+    rounds = bench.count(9, 3)
     tree = laid(bench.folder("tree"))
     with contextlib.ExitStack() as stack:
         theirs = {name: _peer(name, bench, tree, stack) for name in PEERS}

@@ -45,7 +45,7 @@ main()
 # 128 KiB: a page fault decompresses at most this much; larger blocks make small modules slow to reach (tried:
 # 1 MiB doubles the time of the organs' imports under emulation). Level 15 packs in half the time of 19 and
 # costs 1 % of size; how fast it opens is the same. No fragments: a block that many small files share is
-# unpacked anew for each that is read when the kernel has forgotten it, and it remembers three.
+# unpacked anew for each that is read once the kernel has forgotten it, and it remembers three.
 SQUASH = ("-comp", "zstd", "-Xcompression-level", "15", "-b", "131072", "-no-fragments")
 SQUASH_FIXED = ("-all-root", "-no-xattrs", "-no-exports", "-noappend", "-no-progress", "-quiet")
 
@@ -233,6 +233,7 @@ def _needed(path: Path) -> list[str]:
 
 def _compile(tree: Path, modules: list[str], *, keep_source: bool) -> None:
     # The interpreter that will run the modules compiles them. A fixed hash seed fixes the order of sets.
+    # Where in a line something stood is left out: a twelfth of the root, for the marks below a traceback.
     libraries = f"{tree}/{LIBRARIES}"
     command: list[str | Path] = [
         tree / LOADER,
