@@ -16,6 +16,7 @@ from spine.errors import Exit, SpineError
 from spine.image import kernel
 from spine.image.build import build
 from spine.progress import Progress
+from spine.words import Words
 
 HELP = "an image's keys, what development adds to it, is it what this tree makes"
 
@@ -24,14 +25,7 @@ Answer = dict[str, object]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words and their own arguments."""
-    words = parser.add_subparsers(dest="word", metavar="WORD", required=True)
-
-    def word(name: str, help_: str, run_: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
-        found = words.add_parser(name, help=help_, description=help_, allow_abbrev=False)
-        # Also behind the word; left out there, it must not undo the one before it.
-        found.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object")
-        found.set_defaults(run=run_)
-        return found
+    word = Words(parser).add
 
     keys = word("keys", "show the keys, and export those that a firmware with Secure Boot enrolls", _keys)
     keys.add_argument("--export", type=Path, default=None, metavar="DIR", help="write .cer, .esl and .auth")

@@ -26,6 +26,7 @@ from spine.persona import image, recipe
 from spine.persona.build import SUFFIX, build, out_file, refused, replace
 from spine.progress import Progress
 from spine.room.refusals import told
+from spine.words import Words
 
 if TYPE_CHECKING:
     from spine.ground.port import Port
@@ -46,16 +47,7 @@ Answer = dict[str, object]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words and their own arguments."""
-    words = parser.add_subparsers(dest="word", metavar="WORD", required=True)
-
-    def word(
-        name: str, help_: str, run_: Callable[[argparse.Namespace], Answer | None]
-    ) -> argparse.ArgumentParser:
-        found = words.add_parser(name, help=help_, description=help_, allow_abbrev=False)
-        # Also behind the word; left out there, it must not undo the one before it.
-        found.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object")
-        found.set_defaults(run=run_)
-        return found
+    word = Words(parser).add
 
     def named(
         name: str, help_: str, run_: Callable[[argparse.Namespace], Answer | None]

@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from spine.ground.stages import Stages
 from spine.image import keys, update
 from spine.image.update import NoUpdate, Update
 from spine.progress import Progress
+from spine.words import Words
 
 if TYPE_CHECKING:
     from spine.ground.container import Container
@@ -56,14 +57,7 @@ Answer = dict[str, object]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words and their own arguments."""
-    words = parser.add_subparsers(dest="word", metavar="WORD", required=True)
-
-    def word(name: str, help_: str, run_: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
-        found = words.add_parser(name, help=help_, description=help_, allow_abbrev=False)
-        # Also behind the word; left out there, it must not undo the one before it.
-        found.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object")
-        found.set_defaults(run=run_)
-        return found
+    word = Words(parser).add
 
     made = word("make", "build, and pack it into one signed file", _make)
     made.add_argument("--out", type=Path, default=None, metavar="FILE", help="the file (out/VERSION.update)")
