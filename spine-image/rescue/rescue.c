@@ -406,7 +406,7 @@ static void begin(handle own, handle volume)
 	if (!loaded)
 		return;
 	bs->start(program, NULL, NULL);
-	/* It is set when a try was taken from a name on the disk, and the next start takes one more: no loop. */
+	/* INV-RESCUE-4. It is set when a try was taken from a name on the disk, and the next start takes one more: no loop. */
 	if (st->runtime->variable((const u16 *)u"LoaderBootCountPath", &LOADER, NULL, &bytes, NULL) != TOO_SMALL)
 		return;
 	say("\r\nAlpine-Spine: that did not start, and the try was counted. Restarting.\r\n");

@@ -150,6 +150,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.proves("INV-RESCUE-4")
 @pytest.mark.proves("INV-SECURE-3")
 @pytest.mark.parametrize("boot", CHANGES, ids=lambda boot: boot.name.lower())
 def test_what_was_changed_does_not_start(boot: Boot, disk: Path, power_on: Callable[..., Machine]) -> None:

@@ -191,6 +191,7 @@ def _refused(what: str, kind: str, why: str) -> SpineError:
 
 
 def _apply(args: argparse.Namespace) -> Answer:
+    found = read(args.file)
     ground = attach(args.ground)
     if args.reboot and not ground.console.before:
         raise SpineError(
@@ -199,7 +200,6 @@ def _apply(args: argparse.Namespace) -> Answer:
             f"./spine update apply {args.file}   (or on a machine: ./spine boot --detach)",
             Exit.USAGE,
         )
-    found = read(args.file)
     progress = Progress()
     with ground.port() as port:
         written = send(port, found.block, found.slot, progress)
