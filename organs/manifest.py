@@ -36,6 +36,8 @@ HEARTBEATS_MISSED_MAX_MAX = 16
 # Enough for Python with its libraries on the one side; no organ is a database server on the other.
 MEMORY_MIN, MEMORY_MAX = 16 * 1024**2, 1024**3
 PIDS_MIN, PIDS_MAX = 1, 256
+# The kernel's default, and the least: an organ can ask for less than the others, never for more.
+CPU_WEIGHT_MIN, CPU_WEIGHT = 1, 100
 NOFILE_MIN, NOFILE_MAX = 32, 8192
 SUMMARY_CHARS_MAX = 100
 MEMORY: Final = re.compile(r"([1-9][0-9]{0,6}) (KiB|MiB|GiB)")
@@ -151,6 +153,8 @@ class Control:
 class Organ:
     """One stanza: every power of one organ. `memory_max` is in bytes.
 
+    `cpu_weight`: its share of a processor that others want too, where each has 100 unless it says otherwise.
+
     `taps`: it may watch what every organ sends and receives. Without `bus` it is no organ but a process that
     is supervised like one: it hears nobody but the organ of its `pair`, which is why it may be root.
     """
@@ -163,6 +167,7 @@ class Organ:
     capabilities: frozenset[str]
     syscalls: frozenset[str]
     memory_max: int
+    cpu_weight: int
     pids_max: int
     nofile_max: int
     mounts: tuple[Mount, ...]
@@ -356,6 +361,7 @@ def _organ(name: str, table: _Table) -> Organ:
         capabilities=table.words("capabilities", frozenset(CAPABILITIES) - never),
         syscalls=table.words("syscalls", frozenset(GROUPS) - (NOT_ON_THE_BUS if bus else frozenset())),
         memory_max=_memory(table),
+        cpu_weight=_weight(table),
         pids_max=table.number("pids_max", PIDS_MIN, PIDS_MAX),
         nofile_max=table.number("nofile_max", NOFILE_MIN, NOFILE_MAX),
         mounts=table.inlines("mounts", _mount),
@@ -394,6 +400,12 @@ def _memory(table: _Table) -> int:
     if not MEMORY_MIN <= size <= MEMORY_MAX:
         raise table.refuse("memory_max", 'must be a size like "64 MiB", from 16 MiB to 1 GiB')
     return size
+
+
+def _weight(table: _Table) -> int:
+    if not table.has("cpu_weight"):
+        return CPU_WEIGHT
+    return table.number("cpu_weight", CPU_WEIGHT_MIN, CPU_WEIGHT)
 
 
 def _mount(row: _Table) -> Mount:

@@ -64,7 +64,12 @@ def _limits(organ: Organ, limits: Mapping[str, object], cgroup: Mapping[str, obj
         if limits[key] != value:
             yield f"{key} is {limits[key]!r}, not {value!r}"
     # A ground whose kernel lacks a controller says so in organs.json; there is no file then.
-    wanted = {"memory.max": organ.memory_max, "memory.swap.max": 0, "pids.max": organ.pids_max}
+    wanted = {
+        "memory.max": organ.memory_max,
+        "memory.swap.max": 0,
+        "pids.max": organ.pids_max,
+        "cpu.weight": organ.cpu_weight,
+    }
     for key, found in cgroup.items():
         if found != str(wanted[key]):
             yield f"{key} is {found}, not {wanted[key]}"

@@ -28,7 +28,7 @@ from organs.bay0.rings import Ring
 from organs.bay0.state import ChildFacts
 from organs.kernel import processes
 from organs.kernel.cgroups import Cgroup
-from organs.manifest import Manifest
+from organs.manifest import CPU_WEIGHT, Manifest
 
 ZYGOTE: Final = "zygote"
 # The zygote shares its libraries with all organs; its own heap is what is counted here.
@@ -73,11 +73,11 @@ class Children:
         self._limits = pace.limits(self._policy, self.factor)
         self.stopping = False
         self.changed = True
-        cgroup = Cgroup(ZYGOTE, ZYGOTE_MEMORY_MAX, ZYGOTE_PIDS_MAX)
+        cgroup = Cgroup(ZYGOTE, ZYGOTE_MEMORY_MAX, ZYGOTE_PIDS_MAX, CPU_WEIGHT)
         self.zygote = Child(ZYGOTE, None, cgroup, Ring(layout.LOGS, ZYGOTE, log_group))
         self.organs: dict[str, Child] = {}
         for organ in manifest.organs.values():
-            cgroup = Cgroup(f"organs/{organ.name}", organ.memory_max, organ.pids_max)
+            cgroup = Cgroup(f"organs/{organ.name}", organ.memory_max, organ.pids_max, organ.cpu_weight)
             self.organs[organ.name] = Child(
                 organ.name, organ, cgroup, Ring(layout.LOGS, organ.name, log_group)
             )

@@ -40,8 +40,11 @@ def prepare() -> list[str]:
 class Cgroup:
     """One child's cgroup and its limits. `fd` is what clone3 wants."""
 
-    def __init__(self, path: str, memory_max: int, pids_max: int) -> None:
-        """Make the cgroup `path` (below the root of the tree). `memory_max` is in bytes; there is no swap."""
+    def __init__(self, path: str, memory_max: int, pids_max: int, cpu_weight: int) -> None:
+        """Make the cgroup `path` (below the root of the tree).
+
+        `memory_max` is in bytes; there is no swap. `cpu_weight` is 1 to 10000; the kernel's default is 100.
+        """
         self.path = f"{ROOT}/{path}"
         self._limits = (
             ("memory.max", memory_max),
@@ -49,6 +52,7 @@ class Cgroup:
             # One process of the group over the limit ends the whole group: half an organ is no organ.
             ("memory.oom.group", 1),
             ("pids.max", pids_max),
+            ("cpu.weight", cpu_weight),
         )
         self._killed = False
         self.fd = self._make()

@@ -19,7 +19,7 @@ STATUS: Final = (
     *("NoNewPrivs", "Seccomp", "Seccomp_filters"),
 )
 LIMITS: Final = ("Max open files", "Max core file size")
-CGROUP_LIMITS: Final = ("memory.max", "memory.swap.max", "pids.max")
+CGROUP_LIMITS: Final = ("memory.max", "memory.swap.max", "pids.max", "cpu.weight")
 # __SO_ACCEPTCON of linux/net.h, as /proc/net/unix shows it.
 LISTENING: Final = 0x10000
 # What a kernel is asked for: the settings that are recommended and that this one may have.

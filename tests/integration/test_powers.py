@@ -95,9 +95,9 @@ def test_each_organ_holds_what_its_stanza_says_and_nothing_else(live: Live) -> N
         assert not found
 
 
-def test_the_limits_of_memory_and_processes_are_the_kernels_where_it_has_them(live: Live) -> None:
+def test_the_limits_of_memory_processes_and_processor_are_the_kernels_where_it_has_them(live: Live) -> None:
     missing = cast(list[str], live.boot_facts()["missing"])
-    for controller, name in (("memory", "memory.max"), ("pids", "pids.max")):
+    for controller, name in (("memory", "memory.max"), ("pids", "pids.max"), ("cpu", "cpu.weight")):
         there = name in probed(live, "gate")["cgroup"]
         assert there == (f"cgroup.{controller}" not in missing)
 

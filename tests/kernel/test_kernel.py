@@ -89,7 +89,7 @@ def test_a_console_that_takes_nothing_does_not_block() -> None:
 def _cgroup(monkeypatch: pytest.MonkeyPatch) -> Iterator[cgroups.Cgroup]:
     root = cgroup_root() / f"spine-kernel-{os.getpid()}"
     monkeypatch.setattr(cgroups, "ROOT", str(root))
-    made = cgroups.Cgroup("organs/gate", 64 * 1024**2, 8)
+    made = cgroups.Cgroup("organs/gate", 64 * 1024**2, 8, 100)
     try:
         yield made
     finally:

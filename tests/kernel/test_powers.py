@@ -52,7 +52,7 @@ GATE: Fields = {
         "/run": "tmpfs rw",
         "/persist": "ext4 rw,nosuid,nodev,noexec",
     },
-    "cgroup": {"memory.max": "100663296", "memory.swap.max": "0", "pids.max": "16"},
+    "cgroup": {"memory.max": "100663296", "memory.swap.max": "0", "pids.max": "16", "cpu.weight": "100"},
 }
 
 
@@ -85,6 +85,7 @@ BUGS: list[tuple[str, Callable[[Fields], object], str]] = [
     ("more descriptors", put("limits", "Max open files", "1024 1024"), "Max open files"),
     ("core files", put("limits", "Max core file size", "unlimited unlimited"), "Max core"),
     ("no end of memory", put("cgroup", "memory.max", "max"), "memory.max"),
+    ("a larger share of the processor", put("cgroup", "cpu.weight", "1000"), "cpu.weight"),
     ("swap", put("cgroup", "memory.swap.max", "max"), "memory.swap.max"),
     ("no store", cut("mounts", "/persist"), "nothing is mounted at /persist"),
     ("a store with programs", put("mounts", "/persist", "ext4 rw,nosuid,nodev"), "not an inert"),
