@@ -12,11 +12,13 @@ Fails: it does not; a device that is not there or cannot be read, and a key that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -40,6 +42,7 @@ DETAIL_CHARACTERS_MAX: Final = 400
 EMPTY_BYTES: Final = 4096
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,20 @@ def _digest(raw: Raw, found: fat.Volume, node: fat.Node) -> str:
     except (fat.BadVolume, examine.Short):
         return volume.BROKEN
     return volume.marked(total.hexdigest(), node.odd)
+
+
+async def _aside(read: Callable[[], T]) -> T:
+    """Read a whole device in a thread that runs when no other of this organ's wants to.
+
+    On a slow machine the hashes take seconds, and the first persona's signature is asked for meanwhile. A
+    thread cannot ask for more again, so one that trio uses a second time stays as it is.
+    """
+
+    def last() -> T:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        return read()
+
+    return await trio.to_thread.run_sync(last, abandon_on_cancel=True)
 
 
 class Survey:
@@ -231,13 +248,11 @@ class Survey:
         if fd is None:
             pass
         elif name in BOOTS.values():
-            self._boots[letter] = await trio.to_thread.run_sync(look_at_boot, fd, abandon_on_cancel=True)
+            self._boots[letter] = await _aside(partial(look_at_boot, fd))
         elif self._no_key:
             self._slots[letter] = Checked(judged=Judged(Verdict.UNSIGNED, detail=self._no_key))
         else:
-            self._slots[letter] = await trio.to_thread.run_sync(
-                look_at_slot, fd, self.key, abandon_on_cancel=True
-            )
+            self._slots[letter] = await _aside(partial(look_at_slot, fd, self.key))
         self._tell(say)
 
     def settle(self, letter: str, checked: Checked, say: Say) -> None:
