@@ -11,7 +11,7 @@ import pytest
 
 from organs import layout, persona
 from spine import paths
-from spine.image import authenticode, build, disk, keys, rescue, slot, uki, verity
+from spine.image import authenticode, build, disk, keys, rescue, root, slot, uki, verity
 from spine.image.cache import file_digest
 from spine.progress import Progress
 
@@ -222,3 +222,41 @@ def test_a_seeded_change_reaches_the_root_and_leaves_the_tree_alone(tmp_path: Pa
     ).stdout
     assert persona.trusted_keys(trusted.decode()) == {keys.public_bytes(keys.persona_key())}
     assert made["rootHash"] != build.build(tmp_path, root_only=True, progress=Progress())["rootHash"]
+
+
+# What it imports is run by the image's own interpreter; it says how often code was asked for, how often that
+# had to be compiled after all, and what of the table nobody asked for.
+ASKED = """\
+import builtins, dataclasses, importlib, json, sys, types
+import sitecustomize
+asked = []
+def run(code, *names):
+    asked.append(isinstance(code, types.CodeType))
+    exec(code, *names)
+sitecustomize.builtins = types.SimpleNamespace(exec=run)
+sitecustomize.take(sys.argv[1])
+[table] = [cell.cell_contents for cell in dataclasses.exec.__closure__]
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+print(json.dumps([len(asked), asked.count(False), len(table)]))
+"""
+
+
+def test_no_class_of_the_image_is_compiled_while_a_program_starts(image: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    subprocess.run(
+        ["unsquashfs", "-quiet", "-no-progress", "-dest", tree, image / "root.squashfs"], check=True
+    )
+    for program in root.PROGRAMS:
+        words = root.imported(program, (tree / root.SPINE / "manifest.toml").read_bytes())
+        table = tree / root.SPINE / "compiled" / program
+        python: list[str | Path] = [tree / root.LOADER, "--library-path", tree / root.LIBRARIES]
+        done = subprocess.run(
+            [*python, tree / root.PYTHON, "-s", "-S", "-B", "-c", ASKED, table, *words],
+            env={"PYTHONHOME": f"{tree}/usr", "PYTHONPATH": str(tree / root.PACKAGES)},
+            capture_output=True,
+            check=True,
+        )
+        asked, compiled, left = json.loads(done.stdout)
+        assert asked > 100
+        assert (compiled, left) == (0, 0)

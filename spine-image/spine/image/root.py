@@ -31,7 +31,9 @@ SPINE = "usr/lib/spine"
 # Where something is mounted or lies at run time.
 EMPTY = ("proc", "sys", "dev", "run", "tmp", "persist")
 # Files of ours that take the place of others': where they lie in the tree, and where they go.
-STANDINS = {"spine-image/root/ssl.py": f"{STDLIB}/ssl.py"}
+STANDINS = {f"spine-image/root/{name}": f"{STDLIB}/{name}" for name in ("ssl.py", "sitecustomize.py")}
+# The programs of the image, and what each is made of; the zygote besides that of every organ.
+PROGRAMS = {"bay0": "organs.bay0.__main__", "zygote": "organs.bay0.zygote"}
 # What programs expect at the top.
 LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
@@ -63,6 +65,28 @@ for path in sys.stdin.read().split("\\n"):
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with open(target, "wb") as file:
         file.write(_code_to_hash_pyc(code, importlib.util.source_hash(source), False))
+"""
+
+# Both run there too: what dataclasses compiles while these modules are imported, each text as often as it is
+# compiled; and the table of it that spine-image/root/sitecustomize.py reads. Two processes, because marshal
+# looks at who else holds a string, and in a fresh one that is always the same.
+_RECORD = """\
+import dataclasses, importlib, json, sys
+texts = []
+def record(text, names, into):
+    texts.append(text)
+    exec(text, names, into)
+dataclasses.exec = record
+sys.path.append(sys.argv[1])
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+json.dump(sorted(texts), sys.stdout)
+"""
+_TABLE = """\
+import collections, json, marshal, sys
+counts = collections.Counter(json.load(sys.stdin))
+code = {text: compile(text, "<string>", "exec", dont_inherit=True) for text in counts}
+marshal.dump({text: (code[text], count) for text, count in counts.items()}, sys.stdout.buffer)
 """
 
 
@@ -118,6 +142,9 @@ def make_root(
     manifest = sources.read("organs/manifest.toml")
     _write(tree / SPINE / "manifest.toml", production_manifest(manifest) if facts.production else manifest)
     _write(tree / SPINE / "schemas.cgr", (compiled / "schemas.cgr").read_bytes())
+    for program in PROGRAMS:
+        compiled_classes = _compiled(tree, program, (tree / SPINE / "manifest.toml").read_bytes())
+        _write(tree / SPINE / "compiled" / program, compiled_classes)
     pairs = json.loads((compiled / "switchboard.json").read_bytes())
     kept = {kind: [pair for pair in found if not out & set(pair)] for kind, found in pairs.items()}
     _write(tree / SPINE / "switchboard.json", _json(kept))
@@ -179,6 +206,12 @@ class Facts:
         return {"name": "Alpine-Spine", "version": self.version, "image": image}
 
 
+def imported(program: str, manifest: bytes) -> list[str]:
+    """The modules that a program of the image imports, of which all others follow."""
+    organs = tomllib.loads(manifest.decode())["organs"] if program == "zygote" else ()
+    return [PROGRAMS[program], *(f"organs.{name}.organ" for name in organs)]
+
+
 def development_organs(manifest: bytes) -> frozenset[str]:
     """The names of the organs that a production image does not carry."""
     organs = tomllib.loads(manifest.decode()).get("organs", {})
@@ -232,27 +265,26 @@ def _needed(path: Path) -> list[str]:
 
 
 def _compile(tree: Path, modules: list[str], *, keep_source: bool) -> None:
+    words = (str(tree), "keep" if keep_source else "drop")
+    _python(tree, _COMPILE, *words, stdin="\n".join(modules).encode(), what="a module cannot be compiled")
+
+
+def _compiled(tree: Path, program: str, manifest: bytes) -> bytes:
+    """What dataclasses compiles when a program imports what it imports, compiled."""
+    modules = imported(program, manifest)
+    texts = _python(tree, _RECORD, str(tree / PACKAGES), *modules, what="a program cannot be imported")
+    return _python(tree, _TABLE, stdin=texts, what="its classes cannot be compiled")
+
+
+def _python(tree: Path, program: str, *words: str, stdin: bytes = b"", what: str) -> bytes:
     # The interpreter that will run the modules compiles them. A fixed hash seed fixes the order of sets.
     # Where in a line something stood is left out: a twelfth of the root, for the marks below a traceback.
-    libraries = f"{tree}/{LIBRARIES}"
-    command: list[str | Path] = [
-        tree / LOADER,
-        "--library-path",
-        libraries,
-        tree / PYTHON,
-        "-s",
-        "-S",
-        "-B",
-        "-X",
-        "no_debug_ranges",
-        "-c",
-        _COMPILE,
-    ]
-    commands.run(
-        [*command, str(tree), "keep" if keep_source else "drop"],
+    command: list[str | Path] = [tree / LOADER, "--library-path", tree / LIBRARIES, tree / PYTHON]
+    return commands.run(
+        [*command, "-s", "-S", "-B", "-X", "no_debug_ranges", "-c", program, *words],
         env={"PYTHONHASHSEED": "0", "PYTHONHOME": f"{tree}/usr", "PYTHONUTF8": "1"},
-        stdin="\n".join(modules).encode(),
-        what="a module cannot be compiled",
+        stdin=stdin,
+        what=what,
     )
 
 
