@@ -225,9 +225,10 @@ def test_a_seeded_change_reaches_the_root_and_leaves_the_tree_alone(tmp_path: Pa
 
 
 # What it imports is run by the image's own interpreter; it says how often code was asked for, how often that
-# had to be compiled after all, and what of the table nobody asked for.
+# had to be compiled after all, and what of the table nobody asked for. Meanwhile no garbage was looked for.
 ASKED = """\
-import builtins, dataclasses, importlib, json, sys, types
+import builtins, dataclasses, gc, importlib, json, sys, types
+usual = gc.get_threshold()
 import sitecustomize
 asked = []
 def run(code, *names):
@@ -238,6 +239,9 @@ sitecustomize.take(sys.argv[1])
 [table] = [cell.cell_contents for cell in dataclasses.exec.__closure__]
 for name in sys.argv[2:]:
     importlib.import_module(name)
+looked_for_garbage = gc.get_threshold() == usual
+gc.collect()
+assert (looked_for_garbage, gc.get_threshold(), gc.callbacks) == (False, usual, [])
 print(json.dumps([len(asked), asked.count(False), len(table)]))
 """
 
