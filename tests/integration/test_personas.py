@@ -20,6 +20,7 @@ from bus.envelope import Code
 from organs import persona
 from organs.integrity.shelf import DATA_AT
 from organs.persona import MANIFEST_BYTES
+from spine.errors import Exit
 from spine.ground import state
 from spine.ground.container import Container
 from spine.ground.port import Port, PortFailure
@@ -181,6 +182,29 @@ def test_the_bytes_that_were_installed_are_the_ones_on_the_partition(empty: Live
     offset = int(str(row["offset"]))
     assert offset >= DATA_AT
     assert empty.ground.personas.read_bytes()[offset : offset + len(data)] == data
+
+
+@pytest.mark.container
+def test_check_reads_every_byte_of_what_is_installed(empty: Live, tmp_path: Path) -> None:
+    data = made(tmp_path, "whole", 1, keys.persona_key())
+    with empty.port() as port:
+        at = int(str(install(port, data)["offset"]))
+    words = ("persona", "check", "whole", "--container")
+    assert spine(*words) == b"whole 1: all %d bytes are what was installed\n" % len(data)
+    assert isinstance(empty.ground, Container)
+    with empty.ground.personas.open("r+b") as file:
+        for place in (at + len(data) - 1, at):
+            file.seek(place)
+            [byte] = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte ^ 1]))
+            file.flush()
+            spine(*words, code=Exit.FAILED)
+            file.seek(place)
+            file.write(bytes([byte]))
+            file.flush()
+    spine(*words)
+    spine("persona", "check", "nobody", "--container", code=Exit.NO_SUCH_THING)
 
 
 @pytest.mark.container

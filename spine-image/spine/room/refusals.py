@@ -17,6 +17,8 @@ ROWS: dict[tuple[str, Code], tuple[str, str]] = {
     ("freezer.start", Code.BUSY): ("{0} has a room already", "./spine focus {0}"),
     ("freezer.start", Code.CORRUPT): ("{0} is damaged on the disk", _AGAIN),
     ("freezer.start", Code.FULL): ("no room is free for {0}", "./spine status; ./spine persona stop ANOTHER"),
+    ("integrity.verify", Code.NOT_FOUND): ("{0} is not installed", _INSTALL),
+    ("integrity.verify", Code.CORRUPT): ("{0} is damaged on the disk", _AGAIN),
     ("integrity.remove", Code.NOT_FOUND): ("{0} is not installed", "./spine persona list"),
     ("freezer.focus", Code.NOT_FOUND): _NO_ROOM,
     ("freezer.focus", Code.BUSY): ("the focus cannot go to {0} now", "./spine status; ./spine focus {0}"),

@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     install.add_argument("image", metavar="NAME|FILE", help="a persona of the tree, or an image")
     add_choice(install)
     add_choice(named("remove", "take it out of the running spine; its records stay", _remove))
+    add_choice(named("check", "read every byte of an installed one, as it lies on the disk", _check))
     add_choice(named("start", "make its room", _start))
     add_choice(named("stop", "end its room", _stop))
     log = named("log", "what its console showed", _log)
@@ -316,6 +317,15 @@ def _remove(args: argparse.Namespace) -> Answer:
     return {
         "name": args.name,
         "text": f"{args.name} is removed; its records stay, and a room it has goes on\n",
+    }
+
+
+def _check(args: argparse.Namespace) -> Answer:
+    found = _asked(args, "integrity.verify", "name")
+    return {
+        "name": args.name,
+        **found,
+        "text": f"{args.name} {found['version']}: all {found['bytes']} bytes are what was installed\n",
     }
 
 
