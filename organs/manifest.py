@@ -4,8 +4,9 @@ Turns the text of `organs/manifest.toml` into frozen values. It knows the rules 
 unknown key, no wrong type, no number outside its range, no two organs with one identity, no device with two
 masters.
 Touches: the one file it is told to read.
-Never: fills in a value that the file does not state. Four keys may be absent: `control` (no control
-socket), `bus` (it speaks there), `pair` (no line of its own to another), `networks` (none is handed over).
+Never: fills in a value that the file does not state. Some keys may be absent: `control` (no control socket),
+`bus` (it speaks there), `pair` (no line of its own to another), `networks` and `subtree` (none is handed
+over), `taps` (it does not), `cpu_weight` (as the kernel has it).
 Fails: with ManifestRefused, which names the line, the key and the rule.
 """
 
@@ -21,6 +22,7 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from organs import layout
+from organs.fields import Fields
 from organs.kernel.syscalls import GROUPS, NOT_ON_THE_BUS
 
 # Names are parts of paths, sockets and cgroups: short, lower case, no dot and no slash.
@@ -216,12 +218,11 @@ def decode(text: str) -> Manifest:
     return Manifest(spine=policy, organs=MappingProxyType(stanzas))
 
 
-class _Table:
+class _Table(Fields):
     """One TOML table being read: knows its place in the text and which keys were not asked for yet."""
 
     def __init__(self, values: Mapping[str, object], text: str, path: str, key: str | None = None) -> None:
-        self._values = dict(values)
-        self._left = dict(values)
+        super().__init__(values)
         self._text = text
         self._path = path
         self._key = key  # set for inline tables: the key of the line they stand on
@@ -234,33 +235,11 @@ class _Table:
 
     def names(self) -> tuple[str, ...]:
         """All keys, in the order of the file."""
-        return tuple(self._values)
+        return tuple(self.values)
 
     def has(self, key: str) -> bool:
         """Whether the file states this key."""
-        return key in self._values
-
-    def end(self) -> None:
-        """Refuse what nobody asked for."""
-        for key in self._left:
-            raise self.refuse(key, "unknown key")
-
-    def take(self, key: str, kind: type[T]) -> T:
-        """The value of `key`, which must be of exactly this type (a boolean is not an integer)."""
-        if key not in self._values:
-            raise self.refuse(key, "missing")
-        self._left.pop(key, None)
-        value = self._values[key]
-        if type(value) is not kind or not isinstance(value, kind):
-            raise self.refuse(key, f"must be {_TYPE_NAMES[kind]}")
-        return value
-
-    def number(self, key: str, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both allowed."""
-        value = self.take(key, int)
-        if not low <= value <= high:
-            raise self.refuse(key, f"must be from {low} to {high}")
-        return value
+        return key in self.values
 
     def one_of(self, key: str, allowed: frozenset[str]) -> str:
         """One of the allowed words."""
@@ -268,17 +247,6 @@ class _Table:
         if value not in allowed:
             raise self.refuse(key, f"{value!r} is not one of {', '.join(sorted(allowed))}")
         return value
-
-    def words(self, key: str, allowed: frozenset[str]) -> frozenset[str]:
-        """A list of allowed words, none of them twice."""
-        found: set[str] = set()
-        for word in self.take(key, list):
-            if not isinstance(word, str) or word not in allowed:
-                raise self.refuse(key, f"{word!r} is not one of {', '.join(sorted(allowed))}")
-            if word in found:
-                raise self.refuse(key, f"{word!r} stands twice")
-            found.add(word)
-        return frozenset(found)
 
     def table(self, key: str) -> _Table:
         """A table with a header of its own."""
@@ -299,15 +267,6 @@ class _Table:
             found.append(read(row))
             row.end()
         return tuple(found)
-
-
-_TYPE_NAMES: Final[Mapping[type, str]] = {
-    bool: "true or false",
-    int: "an integer",
-    str: "a text",
-    list: "a list",
-    dict: "a table",
-}
 
 
 def _line(text: str, path: str, key: str) -> int:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
 from typing import Final, TypeVar
 
+from organs.fields import Fields
 from organs.integrity import ed25519
 
 BLOCK: Final = 4096
@@ -223,7 +224,7 @@ def decode(text: bytes) -> Persona:
         spelled = canonical(document)
     except (ValueError, RecursionError):
         raise PersonaRefused("manifest", "is not JSON in ASCII") from None
-    root = _Fields("", document)
+    root = _Object("", document)
     persona = _persona(root)
     root.end()
     if spelled != text:
@@ -231,34 +232,18 @@ def decode(text: bytes) -> Persona:
     return persona
 
 
-class _Fields:
+class _Object(Fields):
     """One JSON object being read; what nobody asked for is refused at its end."""
 
     def __init__(self, path: str, document: object) -> None:
         if not isinstance(document, dict):
             raise PersonaRefused(path or "manifest", "must be an object")
+        super().__init__(document)
         self._path = path
-        self._left: dict[str, object] = dict(document)
 
     def refuse(self, key: str, rule: str) -> PersonaRefused:
         """The refusal of one key of this object."""
         return PersonaRefused(f"{self._path}.{key}" if self._path else key, rule)
-
-    def take(self, key: str, kind: type[T]) -> T:
-        """The value of `key`, of exactly this type: true is not 1."""
-        if key not in self._left:
-            raise self.refuse(key, "missing")
-        value = self._left.pop(key)
-        if type(value) is not kind or not isinstance(value, kind):
-            raise self.refuse(key, f"must be {_KINDS[kind]}")
-        return value
-
-    def number(self, key: str, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both allowed."""
-        value = self.take(key, int)
-        if not low <= value <= high:
-            raise self.refuse(key, f"must be from {low} to {high}")
-        return value
 
     def text(self, key: str, pattern: re.Pattern[str], rule: str) -> str:
         """A text of one form."""
@@ -267,36 +252,17 @@ class _Fields:
             raise self.refuse(key, rule)
         return value
 
-    def words(self, key: str, allowed: frozenset[str]) -> frozenset[str]:
-        """A list of allowed words, none of them twice."""
-        values = self.take(key, list)
-        for value in values:
-            if not isinstance(value, str) or value not in allowed:
-                raise self.refuse(key, f"may name {', '.join(sorted(allowed))} and nothing else")
-        if len(set(values)) != len(values):
-            raise self.refuse(key, "names something twice")
-        return frozenset(values)
-
-    def object(self, key: str) -> _Fields:
+    def object(self, key: str) -> _Object:
         """An object within this one."""
-        return _Fields(f"{self._path}.{key}" if self._path else key, self.take(key, dict))
+        return _Object(f"{self._path}.{key}" if self._path else key, self.take(key, dict))
 
     def end(self) -> None:
         """Refuse what nobody asked for. Names of foreign keys are not repeated: they may be anything."""
-        if self._left:
-            raise PersonaRefused(self._path or "manifest", f"has {len(self._left)} unknown keys")
+        if self.unread:
+            raise PersonaRefused(self._path or "manifest", f"has {len(self.unread)} unknown keys")
 
 
-_KINDS: Final[Mapping[type, str]] = {
-    bool: "true or false",
-    int: "an integer",
-    str: "a text",
-    list: "a list",
-    dict: "an object",
-}
-
-
-def _persona(root: _Fields) -> Persona:
+def _persona(root: _Object) -> Persona:
     root.number("format", FORMAT, FORMAT)
     summary = root.take("summary", str)
     if not summary.isprintable() or len(summary) > SUMMARY_CHARS_MAX:
@@ -320,7 +286,7 @@ def _persona(root: _Fields) -> Persona:
     )
 
 
-def _part(root: _Fields, key: str) -> Part:
+def _part(root: _Object, key: str) -> Part:
     match root.take(key, list):
         case [offset, length, str(digest)] if type(offset) is type(length) is int:
             if 0 <= offset <= LENGTH_MAX and 0 <= length <= LENGTH_MAX and DIGEST.fullmatch(digest):
@@ -328,7 +294,7 @@ def _part(root: _Fields, key: str) -> Part:
     raise root.refuse(key, "must be an offset, a length, and a SHA-256 in lower case digits")
 
 
-def _verity(root: _Fields, image: Part, tree: Part) -> Verity:
+def _verity(root: _Object, image: Part, tree: Part) -> Verity:
     """The verity object, and that image and tree lie as it says, one behind the other without a gap."""
     row = root.object("verity")
     verity = Verity(
@@ -344,7 +310,7 @@ def _verity(root: _Fields, image: Part, tree: Part) -> Verity:
     return verity
 
 
-def _init(root: _Fields) -> tuple[str, ...]:
+def _init(root: _Object) -> tuple[str, ...]:
     words = root.take("init", list)
     if not 1 <= len(words) <= INIT_WORDS_MAX:
         raise root.refuse("init", f"must have 1 to {INIT_WORDS_MAX} words")
@@ -361,7 +327,7 @@ def _init(root: _Fields) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _limits(root: _Fields) -> Limits:
+def _limits(root: _Object) -> Limits:
     row = root.object("limits")
     limits = Limits(
         memory_bytes=row.number("memoryBytes", *MEMORY_BYTES),
@@ -372,7 +338,7 @@ def _limits(root: _Fields) -> Limits:
     return limits
 
 
-def _network(root: _Fields) -> Network:
+def _network(root: _Object) -> Network:
     row = root.object("network")
     use, ports = row.take("use", bool), row.take("inbound", list)
     row.end()
@@ -385,7 +351,7 @@ def _network(root: _Fields) -> Network:
     return Network(use=use, inbound=tuple(ports))
 
 
-def _on_focus_loss(root: _Fields) -> OnFocusLoss:
+def _on_focus_loss(root: _Object) -> OnFocusLoss:
     word = root.take("onFocusLoss", str)
     if word not in {each.value for each in OnFocusLoss}:
         raise root.refuse("onFocusLoss", "must be freeze or kill")

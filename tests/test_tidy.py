@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Modules of the image that run on the builder only and never ship.
 BUILD_ONLY = {"bus/compile.py", "bus/reference.py"}
 # What PID 1 may import besides the standard library.
-BAY0_OWN = ("organs.bay0", "organs.kernel", "organs.layout", "organs.manifest")
+BAY0_OWN = ("organs.bay0", "organs.kernel", "organs.layout", "organs.fields", "organs.manifest")
 # The zygote is a process of its own and warms up what the organs share.
 ZYGOTE = "organs/bay0/zygote.py"
 # A pure module decides; these are all it may import.
@@ -36,6 +36,7 @@ PURE_STDLIB = {
     "struct",
 }
 PURE = (
+    "organs/fields.py",
     "organs/bay0/clock.py",
     "organs/bay0/restart.py",
     "organs/builder/furnishing.py",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from organs import persona
+from organs.fields import Fields
 from spine import paths
 from spine.errors import Exit, SpineError
 
@@ -181,12 +182,11 @@ def link_problem(path: str, target: str) -> str | None:
     return None
 
 
-class _Table:
+class _Table(Fields):
     """One TOML table being read: knows its place in the text and which keys were not asked for yet."""
 
     def __init__(self, values: Mapping[str, object], text: str, file: str, path: str) -> None:
-        self._values = values
-        self._left = dict(values)
+        super().__init__(values)
         self._text = text
         self._file = file
         self._path = path
@@ -200,31 +200,13 @@ class _Table:
 
     def all_keys(self) -> tuple[str, ...]:
         """All keys, in the order of the file."""
-        return tuple(self._values)
+        return tuple(self.values)
 
     def end(self) -> None:
-        """Refuse what nobody asked for, here and below."""
+        """Refuse what nobody asked for, below and here."""
         for table in self._tables.values():
             table.end()
-        for key in self._left:
-            raise self.refuse(key, "unknown key")
-
-    def take(self, key: str, kind: type[T]) -> T:
-        """The value of `key`, which must be of exactly this type (true is not 1)."""
-        if key not in self._values:
-            raise self.refuse(key, "missing")
-        self._left.pop(key, None)
-        value = self._values[key]
-        if type(value) is not kind or not isinstance(value, kind):
-            raise self.refuse(key, f"must be {_KINDS[kind]}")
-        return value
-
-    def number(self, key: str, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both allowed."""
-        value = self.take(key, int)
-        if not low <= value <= high:
-            raise self.refuse(key, f"must be from {low} to {high}")
-        return value
+        super().end()
 
     def size(self, key: str, low: int, high: int) -> int:
         """A size like "64 MiB", in bytes."""
@@ -234,16 +216,9 @@ class _Table:
             raise self.refuse(key, f'must be a size like "64 MiB", from {_size(low)} to {_size(high)}')
         return size
 
-    def words(self, key: str, allowed: frozenset[str]) -> frozenset[str]:
-        """A list of allowed words, none of them twice."""
-        found = self._distinct(key)
-        if set(found) - allowed:
-            raise self.refuse(key, f"may name {', '.join(sorted(allowed))} and nothing else")
-        return frozenset(found)
-
     def names(self, key: str, pattern: re.Pattern[str], rule: str, most: int) -> tuple[str, ...]:
         """A list of names of one form, none of them twice, in the order of the file."""
-        found = self._distinct(key)
+        found = self.distinct(key)
         if len(found) > most or not all(pattern.fullmatch(name) for name in found):
             raise self.refuse(key, f"{rule}, at most {most}")
         return tuple(found)
@@ -254,23 +229,6 @@ class _Table:
             path = f"{self._path}.{key}" if self._path else key
             self._tables[key] = _Table(self.take(key, dict), self._text, self._file, path)
         return self._tables[key]
-
-    def _distinct(self, key: str) -> list[str]:
-        found = self.take(key, list)
-        if not all(isinstance(word, str) for word in found):
-            raise self.refuse(key, "must be a list of texts")
-        if len(set(found)) != len(found):
-            raise self.refuse(key, "names something twice")
-        return found
-
-
-_KINDS: Final[Mapping[type, str]] = {
-    bool: "true or false",
-    int: "an integer",
-    str: "a text",
-    list: "a list",
-    dict: "a table",
-}
 
 
 def _line(text: str, path: str, key: str) -> int:
