@@ -52,6 +52,9 @@ def main() -> NoReturn:
     granted = OWN_CAPABILITIES.union(*(organ.capabilities for organ in manifest.organs.values()))
     privileges.narrow({CAPABILITIES.index(name) for name in granted})  # INV-PRIV-4
     runtime.preload()
+    for organ in manifest.organs.values():
+        # For each incarnation it would be a tenth of all that it does until it answers.
+        seccomp.prepared(organ.syscalls)
     processes.keep_freed()
     # What is imported now is never garbage: without this, a collection in a child would touch, and so copy,
     # every page that is shared with it.
