@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -30,6 +31,7 @@ import trio
 from bus import client, server, sockets, tap, wire
 from organs import layout
 from organs.manifest import Manifest, load
+from organs.pulse import until_beat_ns
 
 EXIT_STOPPED = 0
 EXIT_DEFECT = 101
@@ -194,7 +196,7 @@ class Spine(Place):
     async def _beat(self) -> None:
         while True:
             self.beat()
-            await trio.sleep(self.heartbeat_ms / 1000)
+            await trio.sleep(until_beat_ns(time.monotonic_ns(), self.heartbeat_ms) / 1e9)
 
     async def _hear(self) -> None:
         """Read bay0's datagrams: its words go to told(), its answers to request()."""

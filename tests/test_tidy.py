@@ -58,6 +58,7 @@ PURE = (
     "organs/freezer/focus.py",
     "organs/freezer/policy.py",
     "organs/operator/lines.py",
+    "organs/pulse.py",
     "organs/umbilical/link.py",
     "organs/umbilical/wishes.py",
     "bus/envelope.py",

@@ -233,7 +233,7 @@ class Children:
 
     def _listen_to_status(self, child: Child) -> None:
         assert child.status is not None
-        self._loop.add(child.status, lambda: self._on_status(child))
+        self._loop.add(child.status, lambda: self._on_status(child), patient=True)
 
     def _give_up_zygote(self, why: str | None) -> None:
         """Nothing more will come from it: end it, the policy starts the next one."""

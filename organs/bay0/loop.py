@@ -1,6 +1,6 @@
 """The event loop of PID 1: descriptors that can be read, each with the one function that reads it.
 
-Touches: epoll, by the standard library's selector; the wake-up pipe of signals.
+Touches: epoll and poll, by the standard library; the wake-up pipe of signals.
 Never: reads a descriptor itself; runs two functions at once; starts a thread.
 Fails: an exception of a callback goes up and ends PID 1, which is a panic with its name.
 """
@@ -8,12 +8,18 @@ Fails: an exception of a callback goes up and ends PID 1, which is a panic with 
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable
+from typing import Final
 
 Callback = Callable[[], object]
+# Signs of life come at one moment (`organs/pulse.py`), but not at once: each organ's timer is rounded to a
+# millisecond, and one after the other needs a processor. After the first one the others are waited for so
+# long, since it is the turn that costs, not what is read in it. A hang is found so much later at the most.
+GATHER_MS: Final = 3
 
 
 def now_ms() -> int:
@@ -26,14 +32,25 @@ class Loop:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        # Those that are in no hurry, and all others.
+        self._patient: set[int] = set()
+        self._pressing = select.poll()
 
-    def add(self, fd: int, callback: Callback) -> None:
-        """Call back whenever `fd` can be read or has ended."""
+    def add(self, fd: int, callback: Callback, *, patient: bool = False) -> None:
+        """Call back whenever `fd` can be read or has ended. A patient one waits for others of its kind."""
         self._selector.register(fd, selectors.EVENT_READ, callback)
+        if patient:
+            self._patient.add(fd)
+        else:
+            self._pressing.register(fd, select.POLLIN)
 
     def remove(self, fd: int) -> None:
         """Never call back again for `fd`, not even in this turn."""
         self._selector.unregister(fd)
+        if fd in self._patient:
+            self._patient.remove(fd)
+        else:
+            self._pressing.unregister(fd)
 
     def has(self, fd: int) -> bool:
         """Whether somebody listens to `fd`."""
@@ -41,7 +58,11 @@ class Loop:
 
     def turn(self, timeout_ms: int) -> None:
         """Wait for something, at most so long, then call each function that has something to read once."""
-        for key, _ in self._selector.select(max(0, timeout_ms) / 1000):
+        ready = self._selector.select(max(0, timeout_ms) / 1000)
+        if ready and all(key.fd in self._patient for key, _ in ready):
+            self._pressing.poll(GATHER_MS)
+            ready = self._selector.select(0)
+        for key, _ in ready:
             # A callback may have removed another descriptor of this turn, even closed it.
             if self._selector.get_map().get(key.fd) is key:
                 callback: Callback = key.data

@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
@@ -32,6 +33,7 @@ from organs.bay0.request import (
 )
 from organs.kernel import mounts, network, privileges, processes, seccomp
 from organs.manifest import CAPABILITIES, Organ, load
+from organs.pulse import until_beat_ms
 
 # The descriptors bay0 starts us with, besides the standard three.
 SOCKET_FD: Final = 3
@@ -52,6 +54,9 @@ def main() -> NoReturn:
     granted = OWN_CAPABILITIES.union(*(organ.capabilities for organ in manifest.organs.values()))
     privileges.narrow({CAPABILITIES.index(name) for name in granted})  # INV-PRIV-4
     runtime.preload()
+    for organ in manifest.organs.values():
+        # For each incarnation it would be a tenth of all that it does until it answers.
+        seccomp.prepared(organ.syscalls)
     processes.keep_freed()
     # What is imported now is never garbage: without this, a collection in a child would touch, and so copy,
     # every page that is shared with it.
@@ -62,7 +67,7 @@ def main() -> NoReturn:
     readable.register(SOCKET_FD, select.POLLIN)
     os.write(STATUS_FD, b"R")
     while True:
-        if readable.poll(manifest.spine.heartbeat_ms):
+        if readable.poll(until_beat_ms(time.monotonic_ns(), manifest.spine.heartbeat_ms)):
             datagram, fds, _, _ = socket.recv_fds(bay0, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX)
             if not datagram:
                 os._exit(0)

@@ -18,6 +18,7 @@ import select
 import socket
 import stat
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
@@ -45,6 +46,7 @@ from organs.builder.verdict import PREFIX
 from organs.kernel import blocks, cgroups, devicemapper, loops, rootfs
 from organs.kernel.devicemapper import DeviceMapper
 from organs.kernel.nodes import Missing, Nodes
+from organs.pulse import until_beat_ms
 
 PAIR: Final = "pair:freezer"
 # Where its device nodes are for the moment they exist: hidden by a filesystem of its own.
@@ -328,7 +330,7 @@ def main(place: Place, homes: str = cgroups.path(layout.ROOMS)) -> None:
         readable = select.poll()
         for fd, events in {line.fileno(): select.POLLIN, **builder.errands.watched()}.items():
             readable.register(fd, events)
-        found = readable.poll(place.heartbeat_ms)
+        found = readable.poll(until_beat_ms(time.monotonic_ns(), place.heartbeat_ms))
         # First what closes nothing: a number that was closed may be another descriptor's a moment later.
         for fd, event in [each for each in found if not builder.errands.hung_up(each[0])]:
             if fd != line.fileno():

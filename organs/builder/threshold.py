@@ -20,6 +20,7 @@ from typing import Final, NoReturn
 
 from organs.builder.furnishing import CAPABILITIES, PATH
 from organs.kernel import namespaces, privileges, seccomp, terminals
+from organs.kernel.bpf import Prepared
 from organs.kernel.syscalls import ROOM, ROOM_NETWORK
 from organs.manifest import CAPABILITIES as ALL
 
@@ -38,7 +39,7 @@ class Program:
     network: bool
 
 
-def filters() -> Mapping[bool, bytes]:
+def filters() -> Mapping[bool, Prepared]:
     """The filters of rooms, by whether there is a network. The builder asks once, before it makes any."""
     both = {False: frozenset({ROOM}), True: frozenset({ROOM, ROOM_NETWORK})}
     return {network: seccomp.prepared(groups) for network, groups in both.items()}

@@ -29,6 +29,8 @@ ARCHITECTURE: Final = 0xC000_003E
 X32_BIT: Final = 0x4000_0000
 # linux/bpf_common.h: BPF_MAXINSNS; jumps are one byte wide.
 INSTRUCTIONS_MAX, JUMP_MAX = 4096, 255
+# linux/filter.h: struct sock_filter, and where its value stands in it.
+INSTRUCTION_BYTES, AT_VALUE = 8, 4
 
 
 class Instruction(NamedTuple):
@@ -138,6 +140,31 @@ def _check(listing: _Listing, check: Check, holds: str, refused: str, own_pid: i
 
 def _number(value: int, own_pid: int) -> int:
     return own_pid if value == SELF else value
+
+
+class Prepared(NamedTuple):
+    """A packed program with a hole for the own process, which is made before there is one."""
+
+    data: bytes
+    holes: tuple[int, ...]
+
+    def filled(self, own_pid: int) -> bytes:
+        """The program for the process `own_pid`."""
+        data = bytearray(self.data)
+        for at in self.holes:
+            struct.pack_into("<I", data, at, own_pid)
+        return bytes(data)
+
+
+def prepared(groups: Iterable[str]) -> Prepared:
+    """The program that grants exactly these groups to a process that is not there yet."""
+    instructions = program(groups, SELF)
+    # No instruction has a negative value, so the one that stands for the process marks its places.
+    holes = tuple(
+        index * INSTRUCTION_BYTES + AT_VALUE for index, line in enumerate(instructions) if line.value == SELF
+    )
+    lines = (line._replace(value=0) if line.value == SELF else line for line in instructions)
+    return Prepared(packed(lines), holes)
 
 
 def packed(instructions: Iterable[Instruction]) -> bytes:

@@ -152,9 +152,11 @@ def _bound(capabilities: Collection[int]) -> None:
     for number in range(CAPABILITIES_MAX):
         if number in capabilities:
             continue
-        if _libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0) < 0:
+        held = _libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0)
+        if held < 0:
             break
-        _prctl("drop from the bounding set", PR_CAPBSET_DROP, number, number)
+        if held:
+            _prctl("drop from the bounding set", PR_CAPBSET_DROP, number, number)
 
 
 def _prctl(what: str, option: int, value: int, on: object = "") -> None:

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from organs.kernel import _libc
-from organs.kernel.bpf import packed, program
+from organs.kernel.bpf import INSTRUCTION_BYTES, Prepared
+from organs.kernel.bpf import prepared as prepare
 from organs.kernel.numbers import NAMES
 
 PR_SET_SECCOMP: Final = 22
@@ -23,7 +24,6 @@ SECCOMP_MODE_FILTER: Final = 2
 SIGSYS: Final = 31
 # asm-generic/signal-defs.h: full information; not blocked while handled; the default again from the first on.
 SA_SIGINFO, SA_NODEFER, SA_RESETHAND = 0x4, 0x4000_0000, 0x8000_0000
-INSTRUCTION_BYTES: Final = 8
 STDERR: Final = 2
 
 
@@ -32,23 +32,28 @@ def confine(groups: Iterable[str]) -> None:
 
     Needs no_new_privs. Comes last and before the first thread: a filter is its thread's and its heirs'.
     """
-    instructions = program(sorted(groups), os.getpid())
+    data = prepared(frozenset(groups)).filled(os.getpid())
     _report_refusals()
-    _put_on(packed(instructions))
+    _put_on(data)
 
 
 @functools.cache
-def prepared(groups: frozenset[str]) -> bytes:
-    """The filter for programs that are run in other processes: none of its checks is about the own process.
+def prepared(groups: frozenset[str]) -> Prepared:
+    """The filter for a process that is still to be made.
 
-    Making it takes longer than all else that a process does before it becomes a program; so it is made once.
+    Making it takes longer than all else that such a process does before it becomes what it is to be; so it is
+    made once, by its maker.
     """
-    return packed(program(sorted(groups), own_pid=-1))
+    return prepare(sorted(groups))
 
 
-def confine_program(data: bytes) -> None:
-    """Put a prepared filter on a process that is about to become another program. Raises KernelError."""
-    _put_on(data)
+def confine_program(filter_: Prepared) -> None:
+    """Put a filter without a check about the own process on one that is about to become another program.
+
+    Raises KernelError.
+    """
+    assert not filter_.holes
+    _put_on(filter_.data)
 
 
 def _put_on(data: bytes) -> None:

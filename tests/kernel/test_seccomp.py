@@ -152,6 +152,14 @@ def test_a_program_only_jumps_forward_and_always_ends() -> None:
         assert len(bpf.packed(lines)) == 8 * len(lines)
 
 
+def test_a_program_prepared_for_a_process_is_the_one_that_it_would_make_itself() -> None:
+    for groups in SETS:
+        prepared = bpf.prepared(groups)
+        for pid in (PID, 1, 4_194_303):
+            assert prepared.filled(pid) == bpf.packed(bpf.program(groups, pid))
+    assert any(bpf.prepared(groups).holes for groups in SETS)
+
+
 def test_a_jump_too_far_is_refused() -> None:
     listing = bpf._Listing()
     listing.jump(bpf.JEQ_K, 0, "far", None)
