@@ -61,6 +61,15 @@ def render(evidence: Mapping[str, Any]) -> str:
         )
     else:
         out.append("In none of these cases.\n")
+    again = [row for row in rows if row.get("earlier")]
+    if again:
+        out.append("Judged more than once, since an earlier verdict broke the promise:\n")
+        out.append(
+            _table(
+                ("case", "before", "verdict"),
+                ((row["name"], "; ".join(row["earlier"]), row["verdict"]) for row in again),
+            )
+        )
     kinds = [damage.value for damage in Damage]
     out.append("## Damage in one place\n")
     out.append(_table(("area", "cases", *(verdict.value for verdict in Verdict)), _areas(rows)))
