@@ -2,7 +2,7 @@
 
 Pure data. A case is its name: `boot-a/loader bit`, or two of these joined by ` + `; with the seed it decides
 the bytes (`tests/faults/edits.py`). The order is such that any beginning of the list is spread over all
-regions.
+areas.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import zip_longest
 
 
 class Damage(Enum):
@@ -51,24 +52,38 @@ class Case:
         return " + ".join(fault.name for fault in self.faults)
 
 
-GPT = tuple(f"gpt/{name}" for name in ("mbr", "header", "entries", "backup-header", "backup-entries"))
-BOOT_PLACES = (
-    *("boot-sector", "fat-1", "fat-2", "root-directory", "linux-directory"),
-    *("first", "loader", "loader-conf", "uki-header", "uki-cmdline", "uki-kernel", "rescue"),
-)
+BOOT_AREAS = {
+    "file system": ("boot-sector", "fat-1", "fat-2", "root-directory", "linux-directory"),
+    "first program": ("first",),
+    "systemd-boot": ("loader",),
+    "loader.conf": ("loader-conf",),
+    "program": ("uki-header", "uki-cmdline", "uki-kernel"),
+    "rescue": ("rescue",),
+}
 # What a directory entry names, so that it can be missing or short. The program is one file of three regions.
 FILES = ("first", "loader", "loader-conf", "uki-header", "rescue")
-SLOT_PLACES = (
-    *("superblock", "tables", "data", "tree-top", "tree-leaf", "manifest-text", "manifest-signature"),
-    *("uki-a", "uki-b", "boot", "zeros"),
-)
-PERSIST = ("persist/superblock", "persist/journal", "persist/database")
-REGIONS = (
-    *GPT,
-    *(f"boot-{pair}/{place}" for pair in "ab" for place in BOOT_PLACES),
-    *(f"slot-{pair}/{place}" for pair in "ab" for place in SLOT_PLACES),
-    *("personas", *PERSIST),
-)
+SLOT_AREAS = {
+    "data": ("superblock", "tables", "data"),
+    "tree": ("tree-top", "tree-leaf"),
+    "manifest": ("manifest-text", "manifest-signature"),
+    "boot files": ("uki-a", "uki-b", "boot"),
+    "zeros": ("zeros",),
+}
+# The regions by what a reader asks about: each area is hit five times before any is hit more often.
+AREAS = {
+    "GPT: protective MBR": ("gpt/mbr",),
+    "GPT: first copy": ("gpt/header", "gpt/entries"),
+    "GPT: second copy": ("gpt/backup-header", "gpt/backup-entries"),
+    **{
+        f"{name}: {area}": tuple(f"{name}/{place}" for place in places)
+        for kind, areas in (("boot", BOOT_AREAS), ("slot", SLOT_AREAS))
+        for name in (f"{kind}-a", f"{kind}-b")
+        for area, places in areas.items()
+    },
+    "personas": ("personas",),
+    "persist": ("persist/superblock", "persist/journal", "persist/database"),
+}
+REGIONS = tuple(region for regions in AREAS.values() for region in regions)
 EVERYWHERE = (Damage.BIT, Damage.NOISE, Damage.SECTOR, Damage.ZERO, Damage.TAIL)
 # Zeroing zeros is no damage.
 BLANK = (Damage.BIT, Damage.NOISE, Damage.BIT, Damage.NOISE, Damage.BIT)
@@ -84,19 +99,24 @@ def damages(region: str) -> Iterator[tuple[Damage, int]]:
         yield from ((Damage.MISSING, 0), (Damage.SHORT, 0))
 
 
-def single() -> list[Case]:
-    """One damage each: first every region once, then again."""
-    queues = {region: list(damages(region)) for region in REGIONS}
+def _alone(number: int, regions: Sequence[str]) -> list[Case]:
+    """The cases of one area, its regions in turn; with another `number` they begin with another damage."""
+    queues = {region: list(damages(region)) for region in regions}
     cases: list[Case] = []
     turn = 0
     while any(queues.values()):
-        # Another kind of damage for the next region, so that the first rounds are spread over those too.
-        for number, (region, queue) in enumerate(queues.items()):
+        for at, (region, queue) in enumerate(queues.items()):
             if queue:
-                kind, again = queue.pop((number + turn) % len(queue))
+                kind, again = queue.pop((number + at + turn) % len(queue))
                 cases.append(Case((Fault(region, kind, again),)))
         turn += 1
     return cases
+
+
+def single() -> list[Case]:
+    """One damage each: first every area once, then again."""
+    areas = [_alone(number, regions) for number, regions in enumerate(AREAS.values())]
+    return [case for turn in zip_longest(*areas) for case in turn if case is not None]
 
 
 def _both(place: str, kind: Damage, other: Damage | None = None) -> Case:

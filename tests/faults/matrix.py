@@ -3,7 +3,8 @@
 `python -m tests.faults.matrix --seed 1` builds the image, boots it once as it is (the control, which also
 says how long a boot takes here), then each case on a disk of its own, two machines at a time, and each power
 cut of the writes of a healthy boot, of a repair and of an update; then the seeded bugs. Each finished case is
-added to the evidence; started again with the same seed, image and firmware it goes on where it stopped.
+added to the evidence; started again with the same seed, image and firmware it goes on where it stopped. With
+--again, cases that broke the promise are judged anew, and what was said of them before stays beside.
 Judged from outside: `tests/faults/judge.py`.
 
 Touches: the cache of the build, the work directory, the evidence file, QEMU.
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from spine import paths
 from spine.errors import SpineError
@@ -105,6 +107,11 @@ def cut_jobs(stage: Stage, scenario: str, directory: Path, seed: str) -> list[Jo
     return [job(cut) for cut in cuts.choose(scenario, entries, stage.places.partitions, seed)]
 
 
+def kept(row: Mapping[str, object]) -> bool:
+    """Whether a row of the evidence says that the promise was kept."""
+    return Verdict(row["verdict"]).kept
+
+
 class Evidence:
     """What was done so far, and the file that says so."""
 
@@ -129,6 +136,10 @@ class Evidence:
     def add(self, job: Job, outcome: Outcome) -> None:
         """One more case."""
         with self._lock:
+            before = self.cases.get(job.name, {})
+            earlier = [*cast(list[str], before.get("earlier", []))]
+            if before and not kept(before):
+                earlier.append(f"{before['verdict']}: {before['why']}")
             self.cases[job.name] = {
                 "name": job.name,
                 "region": job.region,
@@ -140,6 +151,7 @@ class Evidence:
                 "pressed": outcome.pressed,
                 "seconds": outcome.seconds,
                 "commit": commit(COVERED),
+                **({"earlier": earlier} if earlier else {}),
             }
             self.write()
 
@@ -251,7 +263,8 @@ def campaign(arguments: argparse.Namespace, work: Path, command: str, say: Say) 
         say(f"{count}: {job.name}: {outcome.verdict.value}, {outcome.boots} boots, {outcome.seconds} s{mark}")
 
     def wanted(job: Job) -> bool:
-        return job.name not in evidence.cases and arguments.only in job.name
+        row = evidence.cases.get(job.name)
+        return arguments.only in job.name and (row is None or (arguments.again and not kept(row)))
 
     control = case_job(stage, CONTROL, arguments.seed)
     logs = work / f"log-{stage.image_sha256[:16]}-{arguments.firmware}"
@@ -282,8 +295,7 @@ def campaign(arguments: argparse.Namespace, work: Path, command: str, say: Say) 
     if arguments.only in ("", SEEDED):
         _bugs(evidence, runner, arguments.seed, say)
     say(" ".join(f"{name} {count}" for name, count in evidence.counts().items() if count))
-    kept = {verdict.value for verdict in Verdict if verdict.kept}
-    return sum(row["verdict"] not in kept for row in evidence.cases.values())
+    return sum(not kept(row) for row in evidence.cases.values())
 
 
 def _bugs(evidence: Evidence, runner: Runner, seed: str, say: Say) -> None:
@@ -309,6 +321,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=EVIDENCE)
     parser.add_argument("--only", default="", help=f"cases whose name has this in it, or {SEEDED!r}")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--again", action="store_true", help="also the cases that broke the promise; what they were is kept"
+    )
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no case after this time")
     parser.add_argument("--firmware", choices=("secure", "plain"), default="secure")
     parser.add_argument("--work", type=Path, help="keep images, logs and what bad cases showed here")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spine import paths
-from tests.faults.cases import REGIONS, Damage
+from tests.faults.cases import AREAS, REGIONS, Damage
 from tests.faults.judge import BOOTS_MAX, Verdict
 from tests.faults.matrix import EVIDENCE
 
@@ -61,8 +61,19 @@ def render(evidence: Mapping[str, Any]) -> str:
         )
     else:
         out.append("In none of these cases.\n")
-    out.append("## Damage in one place\n\nA number is how many cases had that verdict.\n")
+    again = [row for row in rows if row.get("earlier")]
+    if again:
+        out.append("Judged more than once, since an earlier verdict broke the promise:\n")
+        out.append(
+            _table(
+                ("case", "before", "verdict"),
+                ((row["name"], "; ".join(row["earlier"]), row["verdict"]) for row in again),
+            )
+        )
     kinds = [damage.value for damage in Damage]
+    out.append("## Damage in one place\n")
+    out.append(_table(("area", "cases", *(verdict.value for verdict in Verdict)), _areas(rows)))
+    out.append("Region by region; a number is how many cases had that verdict.\n")
     regions = [*REGIONS, *sorted({row["region"] for row in rows} - set(REGIONS) - {"several", ""})]
     alone = [
         (region, *(_cell(rows, region, kind) for kind in kinds))
@@ -99,6 +110,13 @@ def _verdicts(counts: Mapping[str, int]) -> Iterable[tuple[object, ...]]:
     for verdict in Verdict:
         if counts[verdict.value] or verdict is not Verdict.GONE:
             yield verdict.value, counts[verdict.value], MEANINGS[verdict]
+
+
+def _areas(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[object, ...]]:
+    """How often each area was hit, alone, and what came of it."""
+    for area, regions in AREAS.items():
+        found = [row["verdict"] for row in rows if row["region"] in regions]
+        yield area, len(found), *(found.count(verdict.value) or "" for verdict in Verdict)
 
 
 def _cell(rows: Sequence[Mapping[str, Any]], region: str, kind: str) -> str:

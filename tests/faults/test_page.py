@@ -7,10 +7,13 @@ from collections import Counter
 
 import pytest
 
-from tests.faults.cases import REGIONS, every
+from tests.faults.cases import AREAS, REGIONS, every
 from tests.faults.judge import Verdict
 from tests.faults.matrix import EVIDENCE
 from tests.faults.page import PAGE, render
+
+# What is promised of a campaign.
+CASES_MIN, EACH_MIN = 120, 5
 
 evidence_is_there = pytest.mark.skipif(not EVIDENCE.exists(), reason="no campaign of the matrix was run yet")
 
@@ -29,6 +32,14 @@ def test_the_counts_of_the_evidence_are_those_of_its_cases() -> None:
     assert len({row["name"] for row in rows}) == len(rows)
     known = {case.name for case in every()}
     assert all(row["name"] in known for row in rows if row["region"] in REGIONS)
+
+
+@evidence_is_there
+def test_the_campaign_was_long_enough_and_hit_every_area_often_enough() -> None:
+    rows = json.loads(EVIDENCE.read_text())["cases"]
+    assert len(rows) >= CASES_MIN
+    hit = {area: sum(row["region"] in regions for row in rows) for area, regions in AREAS.items()}
+    assert min(hit.values()) >= EACH_MIN, hit
 
 
 def test_the_page_shows_what_broke_the_promise_and_what_was_not_caught() -> None:
@@ -63,4 +74,5 @@ def test_the_page_shows_what_broke_the_promise_and_what_was_not_caught() -> None
     assert "| cut z | loop | 1 | because |" in broken
     assert "gpt/mbr bit" not in broken
     assert "| gpt/mbr | blessed |  |  | dead |" in page
+    assert "| GPT: protective MBR | 2 | 1 |" in page
     assert "| a bug | x + y | blessed | NO |" in page
