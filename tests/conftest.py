@@ -1,16 +1,32 @@
-"""What all tests share: which ground a test needs, and that what it needs is there.
+"""What all tests share: which ground a test needs, that what it needs is there, and who runs beside whom.
 
 A test marked `container` needs root; one marked `machine` needs QEMU and a built image. A ground that is not
 there is a skip with its name, except under SPINE_GROUNDS, which `./spine test` sets to the grounds that it
 promises to cover: there a missing ground is a failure.
+
+Workers of pytest-xdist take tests by their groups (`tests/side_by_side.py`). A worker may find that another
+one is building what a fixture of its test needs, and waits for it; so only the test itself is timed where a
+build may be waited for.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Generator
 
 import pytest
+from _pytest.nodeid import NodeId
+
+from tests import side_by_side
+
+# A test of the machine ground without a limit of its own, as long as any other; what it waits for at the
+# beginning has limits of its own.
+MACHINE_S = 600
+# Fixtures of one test alone.
+OWN = "function"
+# Of all tests, and harmless to have in each worker: directories, and what the cache has or makes only once.
+EVERYWHERE = {"own_state", "report"}
 
 
 def _missing(ground: str) -> str | None:
@@ -22,10 +38,40 @@ def _missing(ground: str) -> str | None:
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _collected(item: pytest.Item) -> side_by_side.Test:
+    shares, given = set[str](), set[object]()
+    if isinstance(item, pytest.Function):
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        for name, found in item._fixtureinfo.name2fixturedefs.items():
+            if not found[-1].baseid:
+                continue  # pytest's own, or no fixture at all: a parameter of the test itself
+            if found[-1].scope != OWN and name not in EVERYWHERE:
+                shares.add(name)
+            if isinstance(parameters.get(name), str):
+                given.add(parameters[name])
+    machine = item.get_closest_marker("machine") is not None
+    return side_by_side.Test(item.nodeid.partition("::")[0], item.name, machine, shares, given)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     promised = os.environ.get("SPINE_GROUNDS", "").split()
+    beside = hasattr(config, "workerinput")
+    ranks: dict[pytest.Item, int] = {}
     for item in items:
         for ground in ("container", "machine"):
             reason = _missing(ground)
             if item.get_closest_marker(ground) and reason is not None and ground not in promised:
                 item.add_marker(pytest.mark.skip(reason=reason))
+        test = _collected(item)
+        group = side_by_side.group(test)
+        if beside and group is not None:
+            # What `--dist loadgroup` reads. Its own mark writes to a name that pytest 9.2 has no more.
+            item._id = NodeId.parse(f"{item.nodeid}@{group}")
+        if (test.machine or group == side_by_side.BUILDS) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(MACHINE_S, func_only=True))
+        ranks[item] = side_by_side.rank(test)
+    yield
+    if beside:
+        # One by one they go in the order of their files.
+        items.sort(key=lambda item: ranks[item])

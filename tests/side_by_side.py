@@ -1,0 +1,77 @@
+"""Which tests run one after another in one worker, and which of them begin first.
+
+Pure: `tests/conftest.py` tells of each test and does what is decided here. A wrong rank costs time and never
+a result. A wrong group may boot a spine twice, or have two workers wait for one build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+# Fixtures that boot a spine for all who ask; the groups have their names.
+GROUNDS = ("container", "machine")
+# One group builds the kernel and all that is made of it: the tests behind it find both in the cache.
+BUILDS = "builds"
+BUILDERS = (
+    "tests/image/test_difference.py",
+    "tests/image/test_image.py",
+    "tests/image/test_hardening.py",
+    "tests/image/test_verify.py",
+    "tests/persona/test_painter.py",
+)
+# What takes long, by the beginning of its group or of its test, as it is to begin; whoever is free takes the
+# next. Builds first, beside them what mostly waits, then the second kernel beside machines, each of
+# which keeps a processor busy. All else is short and fills the end.
+FIRST = (
+    BUILDS,
+    "container",
+    "tests/fire/",
+    "tests/rooms/",
+    "tests/integration/test_data.py",
+    "tests/integration/test_update.py",
+    "tests/integration/test_slots.py",
+    "tests/integration/test_pc.py",
+    "machine",
+    "tests/integration/test_loader.py",
+    "tests/integration/test_demo.py",
+    "tests/integration/test_writes.py",
+    "tests/faults/test_faults.py",
+    "tests/integration/test_repair.py",
+    "tests/integration/test_machine.py",
+    "tests/integration/test_secure_boot.py",
+)
+
+
+@dataclass(frozen=True)
+class Test:
+    """A test as it was collected."""
+
+    __test__ = False  # for pytest, which takes what is called so for one of its own
+
+    # Relative to the root of the tree, as pytest names it.
+    file: str
+    name: str
+    # Marked `machine`.
+    machine: bool
+    # Fixtures of more than one test, by name, and what its parameters are.
+    shares: Collection[str]
+    given: Collection[object]
+
+
+def group(test: Test) -> str | None:
+    """The tests that must be in one worker, one after another. None: it can be anywhere."""
+    ground = next((name for name in GROUNDS if name in test.shares or name in test.given), None)
+    if ground is not None:
+        return ground
+    if test.file in BUILDERS:
+        return BUILDS
+    if test.machine and not test.shares:
+        return None
+    return test.file
+
+
+def rank(test: Test) -> int:
+    """Where it stands in the order in which groups begin."""
+    key = group(test) or test.file
+    return next((place for place, start in enumerate(FIRST) if key.startswith(start)), len(FIRST))
