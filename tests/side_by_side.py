@@ -20,26 +20,33 @@ BUILDERS = (
     "tests/image/test_verify.py",
     "tests/persona/test_painter.py",
 )
-# What takes long, by the beginning of its group or of its test, as it is to begin; whoever is free takes the
-# next. Builds first, beside them what mostly waits, then the second kernel beside machines, each of
-# which keeps a processor busy. All else is short and fills the end.
+# A machine of a test's own; such tests stand alone.
+OWN = "own "
+# What takes long, by the beginning of its group's name, as it is to begin; whoever is free takes the next.
+# First what builds, and beside it what mostly waits and needs no kernel. Then the second kernel, beside
+# machines, each of which keeps a processor busy. All else is short and fills the end.
 FIRST = (
     BUILDS,
-    "container",
     "tests/fire/",
     "tests/rooms/",
     "tests/integration/test_data.py",
     "tests/integration/test_update.py",
     "tests/integration/test_slots.py",
+    "tests/integration/",
+    "tests/bay0/",
+    "tests/bus/",
+    "tests/gate/",
+    "tests/integrity/",
+    "tests/test_lint.py",
     "tests/integration/test_pc.py",
-    "machine",
-    "tests/integration/test_loader.py",
-    "tests/integration/test_demo.py",
-    "tests/integration/test_writes.py",
+    *GROUNDS,
+    f"{OWN}tests/integration/test_demo.py",
+    f"{OWN}tests/integration/test_update.py",
+    f"{OWN}tests/integration/test_writes.py",
     "tests/faults/test_faults.py",
-    "tests/integration/test_repair.py",
-    "tests/integration/test_machine.py",
-    "tests/integration/test_secure_boot.py",
+    f"{OWN}tests/integration/test_repair.py",
+    f"{OWN}tests/integration/test_machine.py",
+    OWN,
 )
 
 
@@ -72,6 +79,7 @@ def group(test: Test) -> str | None:
 
 
 def rank(test: Test) -> int:
-    """Where it stands in the order in which groups begin."""
-    key = group(test) or test.file
-    return next((place for place, start in enumerate(FIRST) if key.startswith(start)), len(FIRST))
+    """Where it stands in the order in which groups begin: by the longest of the beginnings that fit."""
+    key = group(test) or OWN + test.file
+    fitting = [start for start in FIRST if key.startswith(start)]
+    return FIRST.index(max(fitting, key=len)) if fitting else len(FIRST)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spine.verbs import test as verb
-from tests.side_by_side import BUILDERS, BUILDS, FIRST, Test, group, rank
+from tests.side_by_side import BUILDERS, BUILDS, FIRST, OWN, Test, group, rank
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = "tests/integration/test_x.py"
@@ -64,22 +64,26 @@ def test_builds_begin_then_what_is_long_and_the_rest_comes_last() -> None:
         Test("tests/test_tidy.py", "test_a", False, (), ()),
         Test(HERE, "test_a", True, {"machine"}, ()),
         Test(HERE, "test_a", False, {"container"}, ()),
-        Test("tests/integration/test_loader.py", "test_a", True, (), ()),
+        Test("tests/integration/test_update.py", "test_a", True, (), ()),
+        Test("tests/integration/test_pc.py", "test_a", True, {"images"}, ()),
+        Test("tests/integration/test_update.py", "test_b", False, {"releases"}, ()),
         Test(BUILDERS[-1], "test_a", False, (), ()),
     ]
     order = [(test.file, group(test)) for test in sorted(tests, key=rank)]
     assert order == [
         (BUILDERS[-1], BUILDS),
+        ("tests/integration/test_update.py", "tests/integration/test_update.py"),
+        ("tests/integration/test_pc.py", "tests/integration/test_pc.py"),
         (HERE, "container"),
         (HERE, "machine"),
-        ("tests/integration/test_loader.py", None),
+        ("tests/integration/test_update.py", None),
         ("tests/test_tidy.py", "tests/test_tidy.py"),
     ]
     assert rank(tests[0]) == len(FIRST)
 
 
 def test_every_file_that_has_a_place_is_there() -> None:
-    named = [*BUILDERS, *(start for start in FIRST if "/" in start)]
+    named = [*BUILDERS, *(start.removeprefix(OWN) for start in FIRST if "/" in start)]
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
