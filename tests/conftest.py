@@ -17,6 +17,8 @@ from collections.abc import Generator
 
 import pytest
 from _pytest.nodeid import NodeId
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import side_by_side
 
@@ -66,8 +68,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         test = _collected(item)
         group = side_by_side.group(test)
         if beside and group is not None:
-            # What `--dist loadgroup` reads. Its own mark writes to a name that pytest 9.2 has no more.
-            item._id = NodeId.parse(f"{item.nodeid}@{group}")
+            # By the structured name only: there is no other way to tell it to who hands out the tests.
+            item._id = NodeId(
+                path=test.file,
+                names=(side_by_side.marked(test.name.partition("[")[0], group),),
+                params=item._id.params,
+            )
         if (test.machine or group == side_by_side.BUILDS) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(MACHINE_S, func_only=True))
         ranks[item] = side_by_side.rank(test)
@@ -75,3 +81,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if beside:
         # One by one they go in the order of their files.
         items.sort(key=lambda item: ranks[item])
+
+
+class Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Hands out group after group, in the order in which they were collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return side_by_side.scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False
+    return Groups(config, log)

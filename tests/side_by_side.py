@@ -20,8 +20,11 @@ BUILDERS = (
     "tests/image/test_verify.py",
     "tests/persona/test_painter.py",
 )
-# A machine of a test's own; such tests stand alone.
+# A machine of the test's own: the test stands alone.
 OWN = "own "
+# How a group is written behind the name of a test, so that who hands out the tests can read it there.
+BEHIND = "@"
+ALONE = "alone"
 # What takes long, by the beginning of its group's name, as it is to begin; whoever is free takes the next.
 # First what builds, and beside it what mostly waits and needs no kernel. Then the second kernel, beside
 # machines, each of which keeps a processor busy. All else is short and fills the end.
@@ -67,19 +70,32 @@ class Test:
 
 
 def group(test: Test) -> str | None:
-    """The tests that must be in one worker, one after another. None: it can be anywhere."""
+    """The tests that must be in one worker, one after another. None: those of its file."""
     ground = next((name for name in GROUNDS if name in test.shares or name in test.given), None)
     if ground is not None:
         return ground
     if test.file in BUILDERS:
         return BUILDS
-    if test.machine and not test.shares:
-        return None
-    return test.file
+    return ALONE if test.machine and not test.shares else None
+
+
+def marked(name: str, group: str) -> str:
+    """The name of a test, with its group; before its parameters, which may hold anything."""
+    base, bracket, parameters = name.partition("[")
+    return f"{base}{BEHIND}{group}{bracket}{parameters}"
+
+
+def scope(nodeid: str) -> str:
+    """What must stay together with it, out of its whole name."""
+    file, _, name = nodeid.partition("::")
+    group = name.partition("[")[0].partition(BEHIND)[2]
+    return nodeid if group == ALONE else group or file
 
 
 def rank(test: Test) -> int:
     """Where it stands in the order in which groups begin: by the longest of the beginnings that fit."""
-    key = group(test) or OWN + test.file
+    key = group(test) or test.file
+    if key == ALONE:
+        key = OWN + test.file
     fitting = [start for start in FIRST if key.startswith(start)]
     return FIRST.index(max(fitting, key=len)) if fitting else len(FIRST)

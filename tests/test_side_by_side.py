@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from spine.errors import SpineError
 from spine.verbs import test as verb
-from tests.side_by_side import BUILDERS, BUILDS, FIRST, OWN, Test, group, rank
+from tests.side_by_side import ALONE, BUILDERS, BUILDS, FIRST, OWN, Test, group, marked, rank, scope
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = "tests/integration/test_x.py"
@@ -48,15 +49,23 @@ def test_alone(number, request):
         (Test(HERE, "test_a", True, {"machine"}, ()), "machine"),
         (Test(HERE, "test_a[machine]", True, (), {"machine"}), "machine"),
         (Test(HERE, "test_a[container]", False, {"rooms"}, {"container"}), "container"),
-        (Test(HERE, "test_a", True, (), ()), None),
-        (Test(HERE, "test_a", True, {"images"}, ()), HERE),
-        (Test(HERE, "test_a", False, (), {"other"}), HERE),
+        (Test(HERE, "test_a", True, (), ()), ALONE),
+        (Test(HERE, "test_a", True, {"images"}, ()), None),
+        (Test(HERE, "test_a", False, (), {"other"}), None),
         (Test(BUILDERS[0], "test_a", True, {"image"}, ()), BUILDS),
         (Test(BUILDERS[0], "test_a", False, (), ()), BUILDS),
     ],
 )
 def test_each_has_its_group(test: Test, expected: str | None) -> None:
     assert group(test) == expected
+
+
+@pytest.mark.parametrize("name", ["test_a", "test_a[x]", "test_a[x@y]", "test_a[[]@machine]"])
+def test_a_group_can_be_read_off_the_name(name: str) -> None:
+    assert scope(f"{HERE}::{name}") == HERE
+    assert scope(f"{HERE}::{marked(name, 'machine')}") == "machine"
+    alone = f"{HERE}::{marked(name, ALONE)}"
+    assert scope(alone) == alone
 
 
 def test_builds_begin_then_what_is_long_and_the_rest_comes_last() -> None:
@@ -72,12 +81,12 @@ def test_builds_begin_then_what_is_long_and_the_rest_comes_last() -> None:
     order = [(test.file, group(test)) for test in sorted(tests, key=rank)]
     assert order == [
         (BUILDERS[-1], BUILDS),
-        ("tests/integration/test_update.py", "tests/integration/test_update.py"),
-        ("tests/integration/test_pc.py", "tests/integration/test_pc.py"),
+        ("tests/integration/test_update.py", None),
+        ("tests/integration/test_pc.py", None),
         (HERE, "container"),
         (HERE, "machine"),
-        ("tests/integration/test_update.py", None),
-        ("tests/test_tidy.py", "tests/test_tidy.py"),
+        ("tests/integration/test_update.py", ALONE),
+        ("tests/test_tidy.py", None),
     ]
     assert rank(tests[0]) == len(FIRST)
 
@@ -117,3 +126,12 @@ def test_what_a_person_says_comes_last() -> None:
     said = verb.command("machine", ["-n", "0", "-x", "tests/host"], processors=4)
     assert said[:5] == [sys.executable, "-m", "pytest", "-n", "4"]
     assert said[-6:] == ["-m", "machine", "-n", "0", "-x", "tests/host"]
+
+
+def test_the_first_word_for_pytest_is_no_ground() -> None:
+    assert verb.meant("pure", ["-x"]) == ("pure", ["-x"])
+    assert verb.meant("-n", ["0"]) == ("all", ["-n", "0"])
+    for place in ("tests/test_tidy.py", "tests/test_tidy.py::test_image_laws"):
+        assert verb.meant(place, ["-x"]) == ("all", [place, "-x"])
+    with pytest.raises(SpineError, match="no ground 'contaner'"):
+        verb.meant("contaner", [])

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from spine.errors import SpineError
+from spine.errors import Exit, SpineError
 from spine.paths import ROOT
 
 HELP = "run the checks and the tests: all of them, or those of one ground"
@@ -32,17 +32,36 @@ GROUNDS = {
 WORKERS_MIN = 2
 # Each may have a machine of 700 MB, and beyond this the longest group of tests is what takes the time.
 WORKERS_MAX = 8
-# Groups of tests stay in one worker, and begin in the order that tests/side_by_side.py gives them.
-GROUPED = ("--dist", "loadgroup", "--no-loadscope-reorder")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument(
-        "ground", nargs="?", choices=GROUNDS, default="all", help="which tests (default: all)"
+        "ground",
+        nargs="?",
+        default="all",
+        metavar=f"{{{','.join(GROUNDS)}}}",
+        help="which tests (default: all)",
     )
     parser.add_argument(
         "pytest", nargs="*", help="arguments for pytest, after --   (-n 0: one test at a time)"
+    )
+
+
+def meant(ground: str, more: Sequence[str]) -> tuple[str, list[str]]:
+    """The ground, and what is for pytest: argparse takes the first word for a ground, also behind `--`.
+
+    SpineError for a word that is neither.
+    """
+    if ground in GROUNDS:
+        return ground, list(more)
+    if ground.startswith("-") or (ROOT / ground.partition("::")[0]).exists():
+        return "all", [ground, *more]
+    raise SpineError(
+        f"there is no ground {ground!r}",
+        f"the grounds are {', '.join(GROUNDS)}",
+        "./spine test --help",
+        Exit.USAGE,
     )
 
 
@@ -52,10 +71,13 @@ def workers(processors: int) -> int:
 
 
 def command(ground: str, more: Sequence[str], processors: int) -> list[str]:
-    """The pytest to become. What the person says comes last, and counts. Pure."""
+    """The pytest to become. What the person says comes last, and counts. Pure.
+
+    Which tests stay in one worker, and which begin, is said in tests/side_by_side.py.
+    """
     expression, _promised = GROUNDS[ground]
     return [
-        *(sys.executable, "-m", "pytest", "-n", str(workers(processors)), *GROUPED),
+        *(sys.executable, "-m", "pytest", "-n", str(workers(processors))),
         *(["-m", expression] if expression else []),
         *more,
     ]
@@ -63,9 +85,10 @@ def command(ground: str, more: Sequence[str], processors: int) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Become pytest."""
-    _expression, promised = GROUNDS[args.ground]
+    ground, more = meant(args.ground, args.pytest)
+    _expression, promised = GROUNDS[ground]
     if "container" in promised.split() and os.geteuid() != 0:
-        if args.ground == "container":
+        if ground == "container":
             raise SpineError(
                 "the container tests did not run",
                 "they make namespaces and cgroups, which needs root",
@@ -76,4 +99,4 @@ def run(args: argparse.Namespace) -> int:
         print("spine: not root: the container tests will be skipped", file=sys.stderr)
     os.environ["SPINE_GROUNDS"] = promised
     os.chdir(ROOT)
-    os.execv(sys.executable, command(args.ground, args.pytest, len(os.sched_getaffinity(0))))
+    os.execv(sys.executable, command(ground, more, len(os.sched_getaffinity(0))))
