@@ -17,10 +17,15 @@ from collections.abc import Generator
 
 import pytest
 from _pytest.nodeid import NodeId
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests import side_by_side
+
+# No test is about wall time: an example may take as long as a busy machine makes it.
+settings.register_profile("spine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("spine")
 
 # A test of the machine ground without a limit of its own, as long as any other; what it waits for at the
 # beginning has limits of its own.
