@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator
 
 import pytest
 from _pytest.nodeid import NodeId
@@ -60,8 +59,8 @@ def _collected(item: pytest.Item) -> side_by_side.Test:
     return side_by_side.Test(item.nodeid.partition("::")[0], item.name, machine, shares, given)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     promised = os.environ.get("SPINE_GROUNDS", "").split()
     beside = hasattr(config, "workerinput")
     ranks: dict[pytest.Item, int] = {}
@@ -71,18 +70,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker(ground) and reason is not None and ground not in promised:
                 item.add_marker(pytest.mark.skip(reason=reason))
         test = _collected(item)
-        group = side_by_side.group(test)
-        if beside and group is not None:
-            # By the structured name only: there is no other way to tell it to who hands out the tests.
-            item._id = NodeId(
-                path=test.file,
-                names=(side_by_side.marked(test.name.partition("[")[0], group),),
-                params=item._id.params,
-            )
+        group, ranks[item] = side_by_side.group(test), side_by_side.rank(test)
         if (test.machine or group == side_by_side.BUILDS) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(MACHINE_S, func_only=True))
-        ranks[item] = side_by_side.rank(test)
-    yield
+        if beside and group is not None:
+            # Nothing else of a test reaches who hands them out.
+            *outer, name = item._id.names
+            marked = side_by_side.marked(name, group)
+            item._id = NodeId(path=test.file, names=(*outer, marked), params=item._id.params)
     if beside:
         # One by one they go in the order of their files.
         items.sort(key=lambda item: ranks[item])
