@@ -146,6 +146,16 @@ class House:
         with trio.fail_after(PATIENCE_S):
             await self.freezer.focus(CALL, {"persona": room})
 
+    async def focus_at_last(self, room: str) -> None:
+        """As the person does it who asks again when a host that does other things made it too late."""
+        with trio.fail_after(PATIENCE_S):
+            while self.freezer.state.focus != room:
+                try:
+                    await self.freezer.focus(CALL, {"persona": room})
+                except Failure as refused:
+                    if not refused.message.endswith("too late"):
+                        raise
+
     async def lines(self) -> dict[str, tuple[bool, int]]:
         """What the umbilical is told now."""
         told = [values["line"] for event, values in self.freezer.present() if event == "line"]
@@ -273,7 +283,7 @@ async def test_what_does_not_freeze_is_named_and_the_focus_stays(root: Path, dea
         # Freed, it freezes.
         os.kill(pid, signal.SIGKILL)
         await house.until(lambda: house.groups.blocker("linda") is None)
-        await house.focus("courier")
+        await house.focus_at_last("courier")
         assert awake(root) == ("courier",)
 
 

@@ -5,6 +5,7 @@ The attacks themselves are made in rooms by tests/integration/test_attacks.py.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,5 +74,5 @@ def test_whatever_a_room_prints_is_answers_or_misused(text: str, wanted: int) ->
 @pytest.mark.container
 def test_the_world_of_the_controls_leaves_nothing(unprotected: Mapping[str, Answer]) -> None:
     assert unprotected
-    assert not list(controls.unified().glob("spine-attack-*"))
+    assert not list(controls.unified().glob(f"spine-attack-{os.getpid()}*"))
     assert not list(Path("/tmp").glob("attack-??????"))

@@ -76,7 +76,8 @@ def remember(verdict: Verdict) -> None:
     """Keep a verdict until this host boots again."""
     file = paths.private(paths.cache()) / "kvm.json"
     document = {"boot": _boot_id(), **asdict(verdict)}
-    draft = file.with_suffix(".new")
+    # Of two that prove it at once each has its own.
+    draft = file.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(document) + "\n", encoding="utf-8")
     draft.rename(file)
 

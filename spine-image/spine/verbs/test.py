@@ -1,7 +1,8 @@
 """`./spine test`: every check of the tree in one command.
 
 Runs pytest, of which ruff, mypy --strict and the laws of the tree are a part. The grounds asked for are
-promised to the tests by SPINE_GROUNDS: there, what is missing is a failure and not a skip.
+promised to the tests by SPINE_GROUNDS: there, what is missing is a failure and not a skip. Tests run side by
+side, a worker for each processor; `./spine test -- -n 0` runs them one by one, as --pdb needs it.
 
 Touches: nothing but the environment of the pytest it becomes.
 Fails: with pytest's exit code.
@@ -12,8 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
-from spine.errors import SpineError
+from spine.errors import Exit, SpineError
 from spine.paths import ROOT
 
 HELP = "run the checks and the tests: all of them, or those of one ground"
@@ -26,20 +28,67 @@ GROUNDS = {
     "machine": ("machine", "machine"),
 }
 
+# Many tests wait for something, so that a second one finds room even on a single processor.
+WORKERS_MIN = 2
+# Each may have a machine of 700 MB, and beyond this the longest group of tests is what takes the time.
+WORKERS_MAX = 8
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument(
-        "ground", nargs="?", choices=GROUNDS, default="all", help="which tests (default: all)"
+        "ground",
+        nargs="?",
+        default="all",
+        metavar=f"{{{','.join(GROUNDS)}}}",
+        help="which tests (default: all)",
     )
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    parser.add_argument(
+        "pytest", nargs="*", help="arguments for pytest, after --   (-n 0: one test at a time)"
+    )
+
+
+def meant(ground: str, more: Sequence[str]) -> tuple[str, list[str]]:
+    """The ground, and what is for pytest: argparse takes the first word for a ground, also behind `--`.
+
+    SpineError for a word that is neither.
+    """
+    if ground in GROUNDS:
+        return ground, list(more)
+    if ground.startswith("-") or (ROOT / ground.partition("::")[0]).exists():
+        return "all", [ground, *more]
+    raise SpineError(
+        f"there is no ground {ground!r}",
+        f"the grounds are {', '.join(GROUNDS)}",
+        "./spine test --help",
+        Exit.USAGE,
+    )
+
+
+def workers(processors: int) -> int:
+    """How many tests run side by side."""
+    return min(max(processors, WORKERS_MIN), WORKERS_MAX)
+
+
+def command(ground: str, more: Sequence[str], processors: int) -> list[str]:
+    """The pytest to become. What the person says comes last, and counts. Pure.
+
+    Which tests stay in one worker, and which begin, is said in tests/side_by_side.py.
+    """
+    expression, _promised = GROUNDS[ground]
+    return [
+        *(sys.executable, "-m", "pytest", "-n", str(workers(processors))),
+        *(["-m", expression] if expression else []),
+        *more,
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
     """Become pytest."""
-    expression, promised = GROUNDS[args.ground]
+    ground, more = meant(args.ground, args.pytest)
+    _expression, promised = GROUNDS[ground]
     if "container" in promised.split() and os.geteuid() != 0:
-        if args.ground == "container":
+        if ground == "container":
             raise SpineError(
                 "the container tests did not run",
                 "they make namespaces and cgroups, which needs root",
@@ -50,5 +99,4 @@ def run(args: argparse.Namespace) -> int:
         print("spine: not root: the container tests will be skipped", file=sys.stderr)
     os.environ["SPINE_GROUNDS"] = promised
     os.chdir(ROOT)
-    command = [sys.executable, "-m", "pytest", *(["-m", expression] if expression else []), *args.pytest]
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, command(ground, more, len(os.sched_getaffinity(0))))
