@@ -55,7 +55,7 @@ class Cache:
             return final
         (self.root / "locks").mkdir(parents=True, exist_ok=True)
         self._drop_dead(kind)
-        with self._locked(kind, key):
+        with self.locked(kind, key):
             if not final.is_dir():
                 self._make(final, make)
                 self._drop_old(final.parent)
@@ -81,7 +81,8 @@ class Cache:
             remove(part)
 
     @contextlib.contextmanager
-    def _locked(self, kind: str, key: str) -> Iterator[None]:
+    def locked(self, kind: str, key: str) -> Iterator[None]:
+        """One build at a time; inside of `entry`, where the directory of locks is there."""
         with (self.root / "locks" / _lock_name(kind, key)).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

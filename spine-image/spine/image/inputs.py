@@ -128,7 +128,9 @@ def fetch_package(cache: Cache, package: Package) -> Path:
                 if error.exit_code == Exit.HOST_NOT_READY or os.geteuid() != 0:
                     raise
                 # The lists of a new system are older than the lock. One look at the archive, one more try.
-                commands.run(["apt-get", *options, "update"], what="the package lists cannot be renewed")
+                # Of two builds at once the second waits, where apt-get would refuse it.
+                with cache.locked("package lists", "update"):
+                    commands.run(["apt-get", *options, "update"], what="the package lists cannot be renewed")
                 commands.run(download, cwd=directory, what=what)
         except SpineError as error:
             if error.exit_code == Exit.HOST_NOT_READY:
