@@ -38,7 +38,8 @@ def test_development_adds_the_operator_the_probes_a_console_and_nothing_else(tmp
         assert f"{PACKAGES}/{wanted}" in paths
     assert files["removed"] == []
     assert [row["path"] for row in files["changed"]] == [
-        f"/usr/lib/spine/{name}" for name in ("manifest.toml", "release.json", "switchboard.json")
+        f"/usr/lib/spine/{name}"
+        for name in ("compiled/zygote", "manifest.toml", "release.json", "switchboard.json")
     ]
     assert found["stanzas"] == {"added": ["organs.operator"], "removed": [], "changed": []}
     assert found["commandLine"] == {"added": ["console=tty0", "console=ttyS0"], "removed": []}
