@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 from _pytest.nodeid import NodeId
@@ -25,6 +26,10 @@ from tests import side_by_side
 # No test is about wall time: an example may take as long as a busy machine makes it.
 settings.register_profile("spine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("spine")
+
+# Who starts this in the background has it ignore SIGINT, and with it all that it starts; some tests send one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test of the machine ground without a limit of its own, as long as any other; what it waits for at the
 # beginning has limits of its own.

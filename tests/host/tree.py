@@ -97,7 +97,7 @@ def make(directory: Path) -> Tree:
     shutil.copytree(ROOT / "bus", root / "bus", ignore=shutil.ignore_patterns("__pycache__"))
     # What the host shares with the image: the format of a persona.
     (root / "organs" / "integrity").mkdir(parents=True)
-    for name in ("__init__.py", "persona.py", "integrity/__init__.py", "integrity/ed25519.py"):
+    for name in ("__init__.py", "fields.py", "persona.py", "integrity/__init__.py", "integrity/ed25519.py"):
         shutil.copy(ROOT / "organs" / name, root / "organs" / name)
     (root / "spine-image" / "spine" / "verbs" / "probe.py").write_text(PROBE, encoding="utf-8")
     shutil.copy(ROOT / "spine", root / "spine")
