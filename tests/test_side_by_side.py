@@ -117,14 +117,14 @@ def test_workers_keep_to_it(tmp_path: Path, more: tuple[str, ...], workers: int)
     assert len(list((tmp_path / "shared").iterdir())) == 1
 
 
-@pytest.mark.parametrize(("processors", "expected"), [(1, 2), (2, 2), (6, 6), (64, 8)])
-def test_there_are_as_many_workers_as_processors(processors: int, expected: int) -> None:
+@pytest.mark.parametrize(("processors", "expected"), [(1, 2), (2, 3), (6, 7), (64, 8)])
+def test_there_is_a_worker_more_than_processors(processors: int, expected: int) -> None:
     assert verb.workers(processors) == expected
 
 
 def test_what_a_person_says_comes_last() -> None:
     said = verb.command("machine", ["-n", "0", "-x", "tests/host"], processors=4)
-    assert said[:5] == [sys.executable, "-m", "pytest", "-n", "4"]
+    assert said[:5] == [sys.executable, "-m", "pytest", "-n", "5"]
     assert said[-6:] == ["-m", "machine", "-n", "0", "-x", "tests/host"]
 
 

@@ -2,7 +2,7 @@
 
 Runs pytest, of which ruff, mypy --strict and the laws of the tree are a part. The grounds asked for are
 promised to the tests by SPINE_GROUNDS: there, what is missing is a failure and not a skip. Tests run side by
-side, a worker for each processor; `./spine test -- -n 0` runs them one by one, as --pdb needs it.
+side, one worker more than processors; `./spine test -- -n 0` runs them one by one, as --pdb needs it.
 
 Touches: nothing but the environment of the pytest it becomes.
 Fails: with pytest's exit code.
@@ -28,8 +28,8 @@ GROUNDS = {
     "machine": ("machine", "machine"),
 }
 
-# Many tests wait for something, so that a second one finds room even on a single processor.
-WORKERS_MIN = 2
+# Many tests wait for something, machines too: one more than there are processors finds room.
+WORKERS_MORE = 1
 # Each may have a machine of 700 MB, and beyond this the longest group of tests is what takes the time.
 WORKERS_MAX = 8
 
@@ -67,7 +67,7 @@ def meant(ground: str, more: Sequence[str]) -> tuple[str, list[str]]:
 
 def workers(processors: int) -> int:
     """How many tests run side by side."""
-    return min(max(processors, WORKERS_MIN), WORKERS_MAX)
+    return min(processors + WORKERS_MORE, WORKERS_MAX)
 
 
 def command(ground: str, more: Sequence[str], processors: int) -> list[str]:
