@@ -7,6 +7,7 @@ Fails: with the exception that the reader's `refuse` makes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
@@ -24,16 +25,16 @@ _KINDS: Final[Mapping[type, str]] = {
 }
 
 
-class Fields:
+class Fields(ABC):
     """One table that is being read. `unread` is what nobody asked for yet."""
 
     def __init__(self, values: Mapping[str, object]) -> None:
         self.values = values
         self.unread = dict(values)
 
+    @abstractmethod
     def refuse(self, key: str, rule: str) -> Exception:
         """The refusal of one key of this table."""
-        raise NotImplementedError
 
     def end(self) -> None:
         """Refuse what nobody asked for."""

@@ -156,7 +156,6 @@ class Organ:
     """One stanza: every power of one organ. `memory_max` is in bytes.
 
     `cpu_weight`: its share of a processor that others want too, where each has 100 unless it says otherwise.
-
     `taps`: it may watch what every organ sends and receives. Without `bus` it is no organ but a process that
     is supervised like one: it hears nobody but the organ of its `pair`, which is why it may be root.
     """

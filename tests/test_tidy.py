@@ -26,6 +26,7 @@ ZYGOTE = "organs/bay0/zygote.py"
 # A pure module decides; these are all it may import.
 PURE_STDLIB = {
     "__future__",
+    "abc",
     "collections",
     "collections.abc",
     "dataclasses",
