@@ -504,8 +504,3 @@ async def test_a_seeded_bug_is_seen_by_who_looks_from_outside(
         monkeypatch.setattr(volume, "tries", lambda _seen, _letter: 3)
     assert (await kept(paths))["blessed"]
     assert not equal(paths)
-
-
-async def test_a_device_is_read_by_a_thread_that_gives_way_and_the_organ_does_not() -> None:
-    assert await survey._aside(lambda: os.sched_getscheduler(0)) == os.SCHED_IDLE
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER

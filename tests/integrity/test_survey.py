@@ -243,3 +243,8 @@ async def test_without_a_release_key_nothing_is_verified(
     rows = await surveyed(paths)
     assert verdicts(rows) == ["unsigned"] * 4
     assert "no release key" in str(rows["slot-a"]["detail"])
+
+
+async def test_a_device_is_read_by_a_thread_that_gives_way_and_the_organ_does_not() -> None:
+    assert await survey._aside(lambda: os.sched_getscheduler(0)) == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
