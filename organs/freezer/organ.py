@@ -44,6 +44,9 @@ REMOVE_TRIES: Final = 50
 REMOVE_PAUSE_S: Final = 0.1
 # Until integrity is asked again: it may be restarting.
 AGAIN_S: Final = 1.0
+# When a room is looked at that has just been told to freeze or to thaw, each after the one before. After the last
+# of them nobody looks: the kernel's notice cannot be later, unless the room cannot be stopped.
+LOOKS_MS: Final = (1, 2, 4, 8)
 # Three streams and the pipe for the end.
 EXEC_DESCRIPTORS: Final = 4
 
@@ -157,12 +160,25 @@ class Freezer:
             for name in self._groups.changed():
                 self._look(name)
 
-    def _look(self, name: str) -> None:
-        """Read the room's state from the kernel and make the event of it that the machine waits for."""
+    async def _look_again(self, name: str) -> None:
+        """Look while the kernel holds its notice back: it tells of one cgroup once in ten milliseconds.
+
+        So a room that is frozen right after it was thawed would be believed awake for that long.
+        """
+        for wait_ms in LOOKS_MS:
+            await trio.sleep(wait_ms / 1000)
+            if self._look(name):
+                return
+
+    def _look(self, name: str) -> bool:
+        """Read the room's state from the kernel and make the event of it that the machine waits for.
+
+        False: what it waits for is not so yet.
+        """
         try:
             standing = self._groups.read(name)
         except (OSError, KeyError):
-            return  # removed meanwhile
+            return True  # removed meanwhile
         phase = self._state.phase(name)
         if not standing.populated:
             # A room that is being made is empty until it is there.
@@ -172,6 +188,9 @@ class Freezer:
             self.happen(focus.Froze(name))
         elif not standing.asked and not standing.frozen and phase is Phase.THAWING:
             self.happen(focus.Awoke(name))
+        else:
+            return phase not in (Phase.FREEZING, Phase.THAWING)
+        return True
 
     async def _keep_deadlines(self) -> None:
         while True:
@@ -261,7 +280,8 @@ class Freezer:
         except OSError as error:
             self._queue.append(focus.Failed(step, room, str(error)))
             return
-        self._look(room)
+        if not self._look(room):
+            self._start(self._look_again, room)
 
     async def _act(self, step: Step, room: str) -> None:
         why = "too late"

@@ -189,13 +189,16 @@ def _bare(processes: int) -> Iterator[list[Path]]:
 
 
 def _settled(home: Path, frozen: bool) -> None:
-    """Ask for it and wait until the kernel says that it is so."""
+    """Ask for it and wait until the kernel says that it is so; looked at again each millisecond.
+
+    The kernel tells of one cgroup once in ten milliseconds: who only waits for its notice is late.
+    """
     with open(home / "cgroup.events", "rb", buffering=0) as events:
         poll = select.poll()
         poll.register(events, select.POLLPRI)
         (home / "cgroup.freeze").write_text(str(int(frozen)))
         while f"frozen {int(frozen)}".encode() not in events.read(256):
-            poll.poll(int(1000 * PATIENCE_S))
+            poll.poll(1)
             events.seek(0)
 
 

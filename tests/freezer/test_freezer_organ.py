@@ -561,3 +561,20 @@ async def test_many_hand_overs_never_leave_two_awake(root: Path) -> None:
             await house.focus(names[(turn * turn + turn // 7) % 3])
             assert len(awake(root)) == 1
         assert all(len(found) <= 1 for found in house.awake_at_acts)
+
+
+async def test_a_hand_over_does_not_wait_for_a_notice_that_the_kernel_holds_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of one cgroup once in ten milliseconds. Here it never tells."""
+    silent, other = os.pipe()
+    monkeypatch.setattr(Subtree, "fileno", lambda _: silent)
+    try:
+        async with housed(root) as house:
+            await house.rooms("a", "b")
+            for turn in range(20):
+                await house.focus_at_last("ab"[turn % 2])
+                assert awake(root) == ("ab"[turn % 2],)
+    finally:
+        os.close(silent)
+        os.close(other)
