@@ -44,8 +44,8 @@ REMOVE_TRIES: Final = 50
 REMOVE_PAUSE_S: Final = 0.1
 # Until integrity is asked again: it may be restarting.
 AGAIN_S: Final = 1.0
-# When a room is looked at that has just been told to freeze or to thaw, each after the one before. After the last
-# of them nobody looks: the kernel's notice cannot be later, unless the room cannot be stopped.
+# When a room is looked at that was told to freeze or to thaw, each after the one before. After that nobody
+# looks: the kernel's notice cannot be later, unless the room cannot be stopped.
 LOOKS_MS: Final = (1, 2, 4, 8)
 # Three streams and the pipe for the end.
 EXEC_DESCRIPTORS: Final = 4

@@ -89,6 +89,11 @@ class Program:
         """Its number."""
         return self._process.pid
 
+    def schedule(self, policy: int, priority: int) -> None:
+        """How the kernel schedules each of its threads. Raises OSError."""
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
+            os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
+
     def __enter__(self) -> Self:
         return self
 
