@@ -164,7 +164,9 @@ class Bay0:
         zygote, organs = self._children.zygote.facts(), self._children.facts()
         content = state.document(self._release, self._ground, self._missing, self._healthy, zygote, organs)
         if self._state_file.write(content):
-            self._report.show(screen.page(self._release, self._ground, self._healthy, zygote, organs))
+            page = screen.page(self._release, self._ground, self._healthy, zygote, organs)
+            # Once healthy, whole pages: they are rare, and wipe away what somebody else wrote there.
+            self._report.show(page, whole=self._healthy)
 
     # What organs ask
 

@@ -27,6 +27,7 @@ class Report:
         self._console: int | None = STDERR
         self._kernel_log: int | None = None
         self._screen: int | None = None
+        self._page = ""
         self._ring: Ring | None = None
         self._start_ms = 0
 
@@ -58,9 +59,11 @@ class Report:
             console.say(self._console, f"spine: {text}\n")
         self._note(f"spine: {text}\n")
 
-    def show(self, page: str) -> None:
-        """Put a page on the screen."""
-        console.say(self._screen, page)
+    def show(self, page: str, *, whole: bool = True) -> None:
+        """Put a page on the screen; not `whole`: only what differs from the page before it."""
+        text = page if whole or not self._page else screen.changed(self._page, page)
+        self._page = page
+        console.say(self._screen, text)
 
     def last_words(self, reason: str) -> None:
         """Why the system ends now, everywhere at once: this text is what a person will find."""

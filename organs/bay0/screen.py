@@ -7,6 +7,7 @@ Never: longer or wider than the terminal; shows what an organ wrote (it could co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Final
 
 from organs.bay0.ground import Ground
@@ -17,6 +18,7 @@ COLUMNS: Final = 79
 ROWS: Final = 24
 # Home, clear, cursor off: the page replaces what was there.
 CLEAR: Final = "\x1b[H\x1b[2J\x1b[?25l"
+END: Final = "\r\n"
 
 
 def page(
@@ -40,6 +42,20 @@ def page(
     return _fit(lines)
 
 
+def changed(before: str, after: str) -> str:
+    """What makes one page of another that is on the screen: the lines that differ.
+
+    A whole page costs the kernel a million instructions for each few lines, and while the system starts there
+    are thirty of them.
+    """
+    was, will = before.removeprefix(CLEAR).split(END), after.removeprefix(CLEAR).split(END)
+    return "".join(
+        f"\x1b[{row}H{line}\x1b[K"
+        for row, (old, line) in enumerate(zip_longest(was, will, fillvalue=""), 1)
+        if old != line
+    )
+
+
 def _secure(said: str) -> str:
     """What Secure Boot being on or not means to who stands in front of the machine."""
     if said == firmware.ON:
@@ -56,4 +72,4 @@ def _fit(lines: list[str]) -> str:
     """Cut to the terminal; anything that is not a printable character becomes a dot."""
     shown = lines if len(lines) <= ROWS else [*lines[: ROWS - 1], f"  ... {len(lines) - ROWS + 1} more lines"]
     clean = ("".join(c if c.isprintable() else "." for c in line)[:COLUMNS] for line in shown)
-    return CLEAR + "".join(f"{line}\r\n" for line in clean)
+    return CLEAR + "".join(f"{line}{END}" for line in clean)

@@ -1,9 +1,10 @@
 """integrity: reads both slots and both boot volumes whole, keeps them as they should be, keeps the personas.
 
-At its start it reads all four (`organs/integrity/survey.py`) and says what they are. After bay0 says
-"healthy" it gives the running slot all its tries again, and writes anew what is not as it should be
-(`organs/integrity/pairs.py`). `slots` tells all of it. The installed personas are kept by
-`organs/integrity/personas.py`, a new version of the system comes in through `organs/integrity/update.py`.
+At its start, the first of a boot two seconds later, it reads all four (`organs/integrity/survey.py`) and says
+what they are. After bay0 says "healthy" it gives the running slot all its tries again, and writes anew what
+is not as it should be (`organs/integrity/pairs.py`). `slots` tells all of it. The installed personas are
+kept by `organs/integrity/personas.py`, a new version of the system comes in through
+`organs/integrity/update.py`.
 
 Touches: the block devices of slots and boot volumes by the descriptors it was handed; /run/spine/organs.json,
 the release file and the release key to read.
@@ -37,6 +38,9 @@ from organs.integrity.update import Here, Refusal, Staged, UpdateRefused, Update
 ORGANS = Path(layout.ORGANS_JSON)
 RELEASE = Path(layout.RELEASE)
 HEALTHY = "healthy"
+# What is read at the start of the system waits until the first persona had its turn: nobody acts on it before
+# the boot is healthy, which is later than this, and hashing takes a processor that the persona can use.
+PAUSE_S = 2.0
 REBOOT = "reboot"
 
 Handler = Callable[..., Awaitable[Any]]
@@ -44,6 +48,9 @@ Handler = Callable[..., Awaitable[Any]]
 
 class Spine(Protocol):
     """What this organ uses of the runtime."""
+
+    @property
+    def generation(self) -> int: ...
 
     @property
     def fds(self) -> Mapping[str, int]: ...
@@ -137,6 +144,12 @@ async def install(pairs: Pairs, staged: Staged) -> str:
         raise Failure(Code.CORRUPT, str(error)) from None
 
 
+async def keep(pairs: Pairs, pause_s: float) -> None:
+    """Keep both pairs, after a pause. Never returns."""
+    await trio.sleep(pause_s)
+    await pairs.run()
+
+
 async def main(spine: Spine) -> None:
     """Serve slots, personas and updates, and keep both pairs."""
     pairs = Pairs(Survey(spine.fds), running().slot, say, lambda: spine.ask(REBOOT))
@@ -148,6 +161,7 @@ async def main(spine: Spine) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen, spine, pairs)
-        nursery.start_soon(pairs.run)
+        # Only the system's start is hurried; who comes later has a predecessor's work to finish.
+        nursery.start_soon(keep, pairs, PAUSE_S if spine.generation == 1 else 0)
         nursery.start_soon(updates.run)
         await spine.serve({"slots": answer, **counter.handlers(), **updates.handlers()})

@@ -11,7 +11,7 @@ Fails: ValueError for a program that the kernel would not take (too long, or a j
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -93,13 +93,26 @@ def program(groups: Iterable[str], own_pid: int) -> list[Instruction]:
             _look_at_arguments(listing, name, grant, own_pid)
     answers = {NUMBERS[name]: KILL_PROCESS for name in ABRUPT if name not in grants and error is None}
     answers |= {NUMBERS[name]: ALLOW for name, grant in grants.items() if grant.always}
-    for number, answer in sorted(answers.items()):
-        label = f"not {number}"
-        listing.jump(JEQ_K, number, None, label)
-        listing.add(RET_K, answer)
-        listing.place(label)
-    listing.add(RET_K, TRAP if error is None else ERRNO | error)
+    _answer_by_number(listing, answers, TRAP if error is None else ERRNO | error)
     return listing.resolved()
+
+
+def _answer_by_number(listing: _Listing, answers: Mapping[int, int], default: int) -> None:
+    """The answers that depend on the number alone: one instruction for each stretch of equal ones.
+
+    What the kernel does for each filter, blinding every constant of it above all, grows with the square of
+    its length. How long the way through it is does not matter: the kernel remembers these answers.
+    """
+    stretches = [(0, answers.get(0, default))]
+    for number in sorted({beside for known in answers for beside in (known, known + 1)}):
+        if (answer := answers.get(number, default)) != stretches[-1][1]:
+            stretches.append((number, answer))
+    for first, answer in reversed(stretches[1:]):
+        listing.jump(JGE_K, first, f"answer {answer}", None)
+    listing.add(RET_K, stretches[0][1])
+    for answer in (*sorted({answer for _, answer in stretches} - {default}), default):
+        listing.place(f"answer {answer}")
+        listing.add(RET_K, answer)
 
 
 def _look_at_arguments(listing: _Listing, name: str, grant: Grant, own_pid: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,41 @@ GATE = ChildFacts(state="starting", pid=None, generation=3, deaths=2, since_ms=9
 def lines(page: str) -> list[str]:
     assert page.startswith(screen.CLEAR)
     return page.removeprefix(screen.CLEAR).split("\r\n")
+
+
+def on_a_terminal(shown: list[str], text: str) -> list[str]:
+    """The rows of a terminal that showed `shown` once it was told to go to rows and rewrite them."""
+    rows = [*shown, *[""] * (screen.ROWS - len(shown))]
+    for row, line in re.findall(r"\x1b\[(\d+)H([^\x1b]*)\x1b\[K", text):
+        rows[int(row) - 1] = line
+    return rows
+
+
+def facts() -> st.SearchStrategy[dict[str, ChildFacts]]:
+    child = st.builds(
+        ChildFacts,
+        state=st.sampled_from(["starting", "ready", "waiting"]),
+        pid=st.none(),
+        generation=st.integers(0, 3),
+        deaths=st.integers(0, 3),
+        since_ms=st.just(0),
+        closed=st.booleans(),
+    )
+    return st.dictionaries(st.sampled_from(["gate", "freezer", "integrity", "netroom"]), child)
+
+
+@given(facts(), facts(), st.booleans(), st.booleans())
+def test_a_page_is_made_of_the_one_before_it_by_the_lines_that_differ(
+    before: dict[str, ChildFacts], after: dict[str, ChildFacts], was: bool, healthy: bool
+) -> None:
+    old = screen.page(RELEASE, MACHINE, was, ZYGOTE, before)
+    new = screen.page(RELEASE, MACHINE, healthy, ZYGOTE, after)
+    text = screen.changed(old, new)
+    assert re.sub(r"\x1b\[(\d+)H([^\x1b]*)\x1b\[K", "", text) == ""
+    shown = on_a_terminal(on_a_terminal([], screen.changed(screen.CLEAR, old)), text)
+    assert shown == on_a_terminal([], screen.changed(screen.CLEAR, new))
+    assert [line for line in lines(new) if line] == [line for line in shown if line]
+    assert screen.changed(new, new) == ""
 
 
 def test_the_page() -> None:

@@ -1,6 +1,7 @@
 """The image as it is built: what the root holds, what the slots say, what the report claims."""
 
 import json
+import marshal
 import re
 import subprocess
 from collections.abc import Iterator
@@ -200,7 +201,7 @@ def test_the_interpreter_of_the_root_can_import_all_of_our_modules(image: Path, 
 
 
 def test_a_seeded_change_reaches_the_root_and_leaves_the_tree_alone(tmp_path: Path) -> None:
-    probe = b"# a seeded bug\n"
+    probe = (paths.ROOT / "organs/gate/verdict.py").read_bytes() + b"# a seeded bug\n"
     made = build.build(
         tmp_path, root_only=True, replace={"organs/gate/verdict.py": probe}, progress=Progress()
     )
@@ -224,43 +225,91 @@ def test_a_seeded_change_reaches_the_root_and_leaves_the_tree_alone(tmp_path: Pa
     assert made["rootHash"] != build.build(tmp_path, root_only=True, progress=Progress())["rootHash"]
 
 
-# What it imports is run by the image's own interpreter; it says how often code was asked for, how often that
-# had to be compiled after all, and what of the table nobody asked for. Meanwhile no garbage was looked for.
+# What it imports is run by the interpreter of the image, in a tree of its own; it says how much there
+# was in the tables, what was not taken from them, and what of them nobody asked for. Meanwhile no garbage was
+# looked for.
 ASKED = """\
-import builtins, dataclasses, gc, importlib, json, sys, types
+import gc, sys
 usual = gc.get_threshold()
 import sitecustomize
-asked = []
-def run(code, *names):
-    asked.append(isinstance(code, types.CodeType))
-    exec(code, *names)
-sitecustomize.builtins = types.SimpleNamespace(exec=run)
-sitecustomize.take(sys.argv[1])
-[table] = [cell.cell_contents for cell in dataclasses.exec.__closure__]
-for name in sys.argv[2:]:
-    importlib.import_module(name)
+root, both, own, *names = sys.argv[1:]
+before = set(sys.modules)
+missed = []
+def counted(act):
+    def acting(what, *rest):
+        if isinstance(what, (str, bytes)):
+            missed.append(what)
+        return act(what, *rest)
+    return staticmethod(acting)
+class Builtins:
+    exec, compile = counted(exec), counted(compile)
+sitecustomize.builtins = Builtins
+tables = sitecustomize.take(both, own)
+[finder] = [each for each in sys.meta_path if type(each) is sitecustomize.Modules]
+for name, (place, package, code) in finder.table.items():
+    finder.table[name] = root + place, package, code
+def watched(module, after=finder.after["re._compiler"]):
+    module.compile = counted(module.compile)
+    after(module)
+finder.after["re._compiler"] = watched
+sizes = [len(table) for table in tables.values()]
+for name in names:
+    __import__(name)
 looked_for_garbage = gc.get_threshold() == usual
 gc.collect()
 assert (looked_for_garbage, gc.get_threshold(), gc.callbacks) == (False, usual, [])
-print(json.dumps([len(asked), asked.count(False), len(table)]))
+for name in set(sys.modules) - before:
+    spec = getattr(sys.modules[name], "__spec__", None)
+    if spec and spec.cached and spec.loader is not finder:
+        missed.append(name)
+import json
+print(json.dumps([sizes, missed, [str(key) for table in tables.values() for key in table]]))
 """
 
 
-def test_no_class_of_the_image_is_compiled_while_a_program_starts(image: Path, tmp_path: Path) -> None:
+def test_a_program_of_the_image_finds_all_that_it_imports_and_compiles_in_its_tables(
+    image: Path, tmp_path: Path
+) -> None:
     tree = tmp_path / "tree"
     subprocess.run(
         ["unsquashfs", "-quiet", "-no-progress", "-dest", tree, image / "root.squashfs"], check=True
     )
     for program in root.PROGRAMS:
         words = root.imported(program, (tree / root.SPINE / "manifest.toml").read_bytes())
-        table = tree / root.SPINE / "compiled" / program
+        tables = [tree / root.SPINE / "compiled" / name for name in ("both", program)]
         python: list[str | Path] = [tree / root.LOADER, "--library-path", tree / root.LIBRARIES]
         done = subprocess.run(
-            [*python, tree / root.PYTHON, "-s", "-S", "-B", "-c", ASKED, table, *words],
+            [*python, tree / root.PYTHON, "-P", "-s", "-S", "-B", "-c", ASKED, tree, *tables, *words],
             env={"PYTHONHOME": f"{tree}/usr", "PYTHONPATH": str(tree / root.PACKAGES)},
             capture_output=True,
             check=True,
         )
-        asked, compiled, left = json.loads(done.stdout)
-        assert asked > 100
-        assert (compiled, left) == (0, 0)
+        sizes, missed, left = json.loads(done.stdout)
+        modules, texts, scripts, patterns = sizes
+        assert min(modules, texts) > 50
+        assert min(patterns, scripts + (program == "bay0")) > 0
+        assert (missed, left) == ([], [])
+
+
+def test_what_the_tables_do_not_have_is_compiled_and_found_as_ever(image: Path, tmp_path: Path) -> None:
+    """The same program with tables of nothing, and with no tables."""
+    tree = tmp_path / "tree"
+    subprocess.run(
+        ["unsquashfs", "-quiet", "-no-progress", "-dest", tree, image / "root.squashfs"], check=True
+    )
+    nothing = tmp_path / "nothing"
+    nothing.write_bytes(marshal.dumps({"modules": {}, "texts": {}, "scripts": {}, "patterns": {}}))
+    python: list[str | Path] = [tree / root.LOADER, "--library-path", tree / root.LIBRARIES]
+    code = (
+        "import sys, sitecustomize; taken = sitecustomize.take(sys.argv[1]);"
+        "import organs.bay0.__main__, re; print(taken is None, re.sub('b+', 'x', 'abbc'))"
+    )
+    for file, said in ((nothing, "False axc"), (tmp_path / "none", "True axc")):
+        done = subprocess.run(
+            [*python, tree / root.PYTHON, "-P", "-s", "-S", "-B", "-c", code, file],
+            env={"PYTHONHOME": f"{tree}/usr", "PYTHONPATH": str(tree / root.PACKAGES)},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        assert done.stdout.strip() == said

@@ -48,6 +48,9 @@ SETTLED = ("blessed", "update", "irreplaceable", "lost", "leaving", "none", "wai
 class Bench:
     """A spine that tells words, hears what is asked, and hands the handlers over once all is settled."""
 
+    # Not the first of its boot, which begins after a pause.
+    generation = 2
+
     def __init__(self, fds: Mapping[str, int], words: list[str]) -> None:
         self.fds = fds
         self._words = words
@@ -504,3 +507,27 @@ async def test_a_seeded_bug_is_seen_by_who_looks_from_outside(
         monkeypatch.setattr(volume, "tries", lambda _seen, _letter: 3)
     assert (await kept(paths))["blessed"]
     assert not equal(paths)
+
+
+@pytest.mark.parametrize(("generation", "pause_s"), [(1, organ.PAUSE_S), (2, 0.0), (7, 0.0)])
+def test_the_first_of_a_boot_reads_nothing_until_a_persona_had_its_turn(
+    generation: int, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[float] = []
+
+    async def run(_pairs: Pairs) -> None:
+        began.append(trio.current_time())
+        raise Served
+
+    async def main() -> None:
+        bench = Bench({}, [])
+        bench.generation = generation
+        await organ.main(bench)
+
+    monkeypatch.setattr(Pairs, "run", run)
+    monkeypatch.setattr(Bench, "serve", lambda *_: trio.sleep_forever())
+    with pytest.raises(BaseExceptionGroup) as raised:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert raised.value.subgroup(Served) is not None
+    # The clock began at nought.
+    assert began == [pytest.approx(pause_s)]

@@ -6,6 +6,7 @@ it, and packs. Owner, modes, dates and order are fixed, so the same inputs give 
 package manager, no compiler and no setuid file goes in. A library that no package has ends the build.
 """
 
+import ast
 import json
 import os
 import re
@@ -67,26 +68,88 @@ for path in sys.stdin.read().split("\\n"):
         file.write(_code_to_hash_pyc(code, importlib.util.source_hash(source), False))
 """
 
-# Both run there too: what dataclasses compiles while these modules are imported, each text as often as it is
-# compiled; and the table of it that spine-image/root/sitecustomize.py reads. Two processes, because marshal
-# looks at who else holds a string, and in a fresh one that is always the same.
+# Both run there too: what a program imports, compiles and parses while these modules are imported, each text
+# as often as it does; and the tables of it that spine-image/root/sitecustomize.py reads. Two processes,
+# because marshal looks at who else holds a string, and in a fresh one that is always the same.
 _RECORD = """\
-import dataclasses, importlib, json, sys
-texts = []
-def record(text, names, into):
+import sys, zlib
+from _frozen_importlib_external import PathFinder
+root, packages, *names = sys.argv[1:]
+before = set(sys.modules)
+texts, scripts, patterns, asked = [], [], [], []
+def run(text, names, into):
     texts.append(text)
     exec(text, names, into)
-dataclasses.exec = record
-sys.path.append(sys.argv[1])
-for name in sys.argv[2:]:
-    importlib.import_module(name)
-json.dump(sorted(texts), sys.stdout)
+def compiled(text, file, mode):
+    scripts.append((text, file))
+    return compile(text, file, mode)
+class Sre:
+    # The part of re that is written in C.
+    def __init__(self, behind):
+        self.behind = behind
+    def __getattr__(self, name):
+        return getattr(self.behind, name)
+    def compile(self, text, flags, code, groups, names, numbers):
+        asked.append((int(flags), [*map(int, code)], groups, dict(names), numbers))
+        return self.behind.compile(text, flags, code, groups, names, numbers)
+class Watch:
+    # Three modules compile by themselves; what they use for it is watched from their first line on.
+    def find_spec(self, name, path=None, target=None):
+        if name not in ("dataclasses", "attr._make", "re._compiler"):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        usual = spec.loader.exec_module
+        def exec_module(module):
+            if name == "dataclasses":
+                module.exec = run
+            elif name == "attr._make":
+                module.compile = compiled
+                module.hash = lambda text: zlib.crc32(text.encode())
+            usual(module)
+            if name == "re._compiler":
+                watch_patterns(module)
+        spec.loader.exec_module = exec_module
+        return spec
+def watch_patterns(module):
+    module._sre = Sre(module._sre)
+    usual = module.compile
+    def compile(text, flags=0):
+        made = usual(text, flags)
+        patterns.append((text, flags, *asked.pop()))
+        return made
+    module.compile = compile
+sys.meta_path.insert(2, Watch())
+sys.path.append(packages)
+for name in names:
+    __import__(name)
+modules = []
+for name, module in list(sys.modules.items()):
+    spec = getattr(module, "__spec__", None)
+    if name not in before and spec is not None and spec.has_location and spec.cached is not None:
+        package = spec.submodule_search_locations is not None
+        modules.append((name, spec.origin.removeprefix(root), spec.cached, package))
+patterns.sort(key=repr)
+print({"modules": modules, "texts": sorted(texts), "scripts": sorted(scripts), "patterns": patterns})
 """
 _TABLE = """\
-import collections, json, marshal, sys
-counts = collections.Counter(json.load(sys.stdin))
-code = {text: compile(text, "<string>", "exec", dont_inherit=True) for text in counts}
-marshal.dump({text: (code[text], count) for text, count in counts.items()}, sys.stdout.buffer)
+import ast, marshal, sys
+asked = ast.literal_eval(sys.stdin.read())
+def counted(keys, made):
+    table = {}
+    for key in keys:
+        table[key] = (table[key][0] if key in table else made(key)), table.get(key, (0, 0))[1] + 1
+    return table
+modules = {}
+for name, place, cached, package in asked["modules"]:
+    with open(cached, "rb") as file:
+        modules[name] = place, package, marshal.loads(file.read()[16:])
+patterns = {(text, flags): tuple(rest) for text, flags, *rest in asked["patterns"]}
+marshal.dump({
+    "modules": modules,
+    "texts": counted(asked["texts"], lambda text: compile(text, "<string>", "exec", dont_inherit=True)),
+    "scripts": counted(asked["scripts"], lambda key: compile(*key, "exec", dont_inherit=True)),
+    "patterns": counted([(text, flags) for text, flags, *_ in asked["patterns"]], patterns.__getitem__),
+}, sys.stdout.buffer)
 """
 
 
@@ -142,9 +205,8 @@ def make_root(
     manifest = sources.read("organs/manifest.toml")
     _write(tree / SPINE / "manifest.toml", production_manifest(manifest) if facts.production else manifest)
     _write(tree / SPINE / "schemas.cgr", (compiled / "schemas.cgr").read_bytes())
-    for program in PROGRAMS:
-        compiled_classes = _compiled(tree, program, (tree / SPINE / "manifest.toml").read_bytes())
-        _write(tree / SPINE / "compiled" / program, compiled_classes)
+    for name, table in _tables(tree, (tree / SPINE / "manifest.toml").read_bytes()).items():
+        _write(tree / SPINE / "compiled" / name, table)
     pairs = json.loads((compiled / "switchboard.json").read_bytes())
     kept = {kind: [pair for pair in found if not out & set(pair)] for kind, found in pairs.items()}
     _write(tree / SPINE / "switchboard.json", _json(kept))
@@ -269,11 +331,23 @@ def _compile(tree: Path, modules: list[str], *, keep_source: bool) -> None:
     _python(tree, _COMPILE, *words, stdin="\n".join(modules).encode(), what="a module cannot be compiled")
 
 
-def _compiled(tree: Path, program: str, manifest: bytes) -> bytes:
-    """What dataclasses compiles when a program imports what it imports, compiled."""
-    modules = imported(program, manifest)
-    texts = _python(tree, _RECORD, str(tree / PACKAGES), *modules, what="a program cannot be imported")
-    return _python(tree, _TABLE, stdin=texts, what="its classes cannot be compiled")
+def _tables(tree: Path, manifest: bytes) -> dict[str, bytes]:
+    """What each program imports, compiles and parses at its start, and apart what both import, as tables."""
+    asked = {}
+    for program in PROGRAMS:
+        words = (str(tree), str(tree / PACKAGES), *imported(program, manifest))
+        said = _python(tree, _RECORD, *words, what="a program cannot be imported")
+        asked[program] = ast.literal_eval(said.decode())
+    first, second = asked.values()
+    names = {name for name, *_ in first["modules"]} & {name for name, *_ in second["modules"]}
+    nothing: dict[str, list[object]] = {"texts": [], "scripts": [], "patterns": []}
+    asked["both"] = {**nothing, "modules": [each for each in second["modules"] if each[0] in names]}
+    for program in PROGRAMS:
+        asked[program]["modules"] = [each for each in asked[program]["modules"] if each[0] not in names]
+    return {
+        name: _python(tree, _TABLE, stdin=repr(each).encode(), what="its tables cannot be made")
+        for name, each in asked.items()
+    }
 
 
 def _python(tree: Path, program: str, *words: str, stdin: bytes = b"", what: str) -> bytes:
@@ -281,7 +355,7 @@ def _python(tree: Path, program: str, *words: str, stdin: bytes = b"", what: str
     # Where in a line something stood is left out: a twelfth of the root, for the marks below a traceback.
     command: list[str | Path] = [tree / LOADER, "--library-path", tree / LIBRARIES, tree / PYTHON]
     return commands.run(
-        [*command, "-s", "-S", "-B", "-X", "no_debug_ranges", "-c", program, *words],
+        [*command, "-P", "-s", "-S", "-B", "-X", "no_debug_ranges", "-c", program, *words],
         env={"PYTHONHASHSEED": "0", "PYTHONHOME": f"{tree}/usr", "PYTHONUTF8": "1"},
         stdin=stdin,
         what=what,
