@@ -124,6 +124,7 @@ class Worker:
         self._corrupt: dict[str, str] = {}
         self._untidy: set[str] = set()
         self._littered: set[str] = set()
+        self._unsettled: Store | None = None
         self.commits = 0
         # Daemon: after a failure it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="gate-worker", daemon=True)
@@ -191,6 +192,8 @@ class Worker:
             for persona, tickets in groups.items():
                 for ticket, outcome in zip(tickets, self._serve(persona, tickets), strict=True):
                     ticket.answer(outcome)
+                # What was answered is durable in the log. While it is folded the next requests gather.
+                self._settle(persona)
             if not batch:
                 self._tidy()
         for persona in list(self._stores):
@@ -266,8 +269,7 @@ class Worker:
         if writes:
             self.commits += 1
             self._untidy.add(persona)
-            if (due := store.fold_due()) is not Fold.LATER:
-                self._fold(store, due)
+            self._unsettled = store
         return outcomes
 
     def _alone(self, persona: str, operation: Operation) -> Outcome:
@@ -304,6 +306,17 @@ class Worker:
             except Corrupt as damage:
                 self._quarantine(persona, str(damage), [])
         self._ballast.take()
+
+    def _settle(self, persona: str) -> None:
+        """After a commit: fold the log when it is long enough."""
+        store, self._unsettled = self._unsettled, None
+        if store is None or self._stores.get(persona) is not store:
+            return
+        try:
+            if (due := store.fold_due()) is not Fold.LATER:
+                self._fold(store, due)
+        except Corrupt as damage:
+            self._quarantine(persona, str(damage), [])
 
     def _fold(self, store: Store, how: Fold = Fold.EMPTY) -> None:
         """Fold a log into its file, with the reserve's room if it needs that."""

@@ -38,6 +38,7 @@ def test_nothing_acknowledged_is_lost_when_the_file_system_goes() -> None:
     assert report["counts"]["crashes"] == CYCLES
     assert report["counts"]["violations"] == 0
     assert report["counts"]["acknowledged"] > CYCLES
+    assert report["counts"]["logsBegunAnew"] > CYCLES // 10
     assert set(report["seededBugsCaught"]) == {bug.name for bug in crash.BUGS}
     assert all(row["violations"] for row in report["seededBugsCaught"].values())
 

@@ -177,8 +177,23 @@ def test_the_log_stays_short(tmp_path: Path) -> None:
             asker.put("linda", b"k", random.Random(n).randbytes(50_000))
             assert log.stat().st_size <= LOG_BYTES_MAX + 100_000
         asker.put("linda", b"k", bytes(VALUE_BYTES_MAX))
+        # SQLite writes over what is replaced, so this one's log is as long. Each is folded before the next.
         asker.put("linda", b"k", b"v")
+        asker.put("linda", b"k", b"w")
         assert log.stat().st_size <= LOG_BYTES_MAX
+
+
+def test_a_call_is_heard_in_the_moment_when_the_time_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker sleeps with a timer that ends as often before a call as behind it."""
+    monkeypatch.setattr(gate_worker, "IDLE_S", 0.0003)
+    dice = random.Random(2)
+    pause = threading.Event()
+    with Asker(tmp_path) as asker:
+        for n in range(300):
+            assert asker.put("linda", b"k", b"%d" % n) == n + 1
+            pause.wait(dice.random() * 0.0006)
 
 
 def test_room_that_is_not_needed_goes_back_to_the_device(
