@@ -184,7 +184,7 @@ class _Typed:
     """Turn the errors of SQLite that have a meaning here into ours; let the others end the process.
 
     `opening`: nothing is written then, so whatever the file makes SQLite say is about the file.
-    A class, because a generator would be a tenth of what Python does for a put.
+    A class, because four generators would be a tenth of what Python does for a put.
     """
 
     __slots__ = ("_opening",)
@@ -467,6 +467,8 @@ class Store:
     def rollback(self) -> None:
         """Forget the transaction. After Full or Corrupt SQLite may have done so itself."""
         self._head = self._head_written
+        # What it was measured at may have been less than there is again now.
+        self._used_at_most = None
         with _TYPED:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

@@ -233,6 +233,36 @@ def test_no_put_grows_a_store_by_more_than_is_said(seed: int, keys: int, values:
     assert values < 300_000 or min(counts.values()) > 0, counts
 
 
+@pytest.mark.proves("INV-GATE-4")
+@pytest.mark.parametrize("after", ["put", "delete", "both"])
+def test_what_was_rolled_back_is_counted_again(tmp_path: Path, after: str) -> None:
+    """A transaction made the store smaller and was undone: the next puts know how large it is again."""
+    quota = 4 << 20
+    store = Store.create(tmp_path, "linda", quota_bytes=quota)
+    store.begin(writes=True)
+    for number in range(3):
+        store.put(b"%d" % number, bytes(VALUE_BYTES_MAX))
+    store.commit()
+    store.begin(writes=True)
+    for number in range(3):
+        if after != "put":
+            store.delete(b"%d" % number)
+        if after != "delete":
+            store.put(b"%d" % number, b"small")
+    store.rollback()
+    store.begin(writes=True)
+    refused = 0
+    for number in range(100):
+        try:
+            store.put(b"more %d" % number, bytes(100_000))
+        except gate_store.OverQuota:
+            refused += 1
+        assert store.used_bytes() <= quota
+    store.commit()
+    assert 0 < refused < 100
+    store.close()
+
+
 def test_one_over_the_quota_does_not_take_the_batch_with_it(tmp_path: Path) -> None:
     with Asker(tmp_path, quota_bytes=1 << 20) as asker:
         asker.put("linda", b"first", b"v")
