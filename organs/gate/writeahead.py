@@ -30,7 +30,7 @@ from enum import Enum
 from typing import Final
 
 # A log is folded into the file when it reaches further than this: recovery stays short and the device free.
-# Measured from 64 KiB to 1 MiB: shorter logs are folded too often, longer ones leave the processor's cache.
+# Half of it costs a put 7 % more, twice as much saves 3 to 7 % (0043).
 LOG_BYTES_MAX: Final = 256 << 10
 # The file of a log that begins anew keeps its length. One longer than this (a large value did it) gives its
 # room back to the device.
