@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from organs.gate.verdict import Put
 from tests.gate import crash, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,6 +159,7 @@ def test_every_answer_follows_a_sync(tmp_path: Path) -> None:
     directory = tmp_path / "persist"
     directory.mkdir()
     synced_since: dict[str, bool] = {}
+    held: set[tuple[str, bytes]] = set()
     syncing: set[str] = set()
     answers = 0
     for line in traced(directory, "fdatasync", "write"):
@@ -169,8 +171,16 @@ def test_every_answer_follows_a_sync(tmp_path: Path) -> None:
             syncing.discard(thread)
             synced_since = dict.fromkeys(map(str, range(4)), True)
         elif '"A ' in line:
-            client = line.split('"A ')[1].split()[0]
+            client, step = line.split('"A ')[1].split()[:2]
+            answers += 1
+            asked = load.operation("trace", int(client), int(step))
+            place = (asked.persona, asked.key)
+            if isinstance(asked, Put):
+                held.add(place)
+            elif place in held:
+                held.remove(place)
+            else:
+                continue  # a delete of nothing writes nothing, and nothing is synced for it alone
             assert synced_since.get(client), line
             synced_since[client] = False
-            answers += 1
     assert answers == 4 * 5
