@@ -23,33 +23,37 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from organs import faults
 from organs.gate import writeahead
 from organs.gate.verdict import (
     PAGE_BYTES,
-    QUEUE_BYTES_MAX,
     QUOTA_BYTES,
     VALUE_BYTES_MAX,
     Refuse,
     admit_growth,
+    growth_bytes_max,
     page_limit,
+    surely_fits,
 )
+from organs.gate.writeahead import FRAME_HEADER_BYTES, HEADER_BYTES, LOG_ROOM_BYTES_MAX, Fold, Salts
 
 # "gate" in ASCII: marks the file as ours to file(1) and to ourselves.
 APPLICATION_ID: Final = 0x67617465
 FORMAT: Final = 1
 # The file under construction. One thread makes stores, so one name is enough.
 INCOMING: Final = "incoming"
-# The log is folded into the file when it is longer than this: recovery stays short and the device free.
-LOG_BYTES_MAX: Final = 256 << 10
-# A log before it is folded, with one full batch behind it; twice that, for what a rollback left.
-LOG_READ_BYTES_MAX: Final = 2 * (LOG_BYTES_MAX + 2 * QUEUE_BYTES_MAX)
 # Above the quota the file may still grow by one value (a write is measured, then rolled back) and by the
 # pages that balancing a tree takes while a delete runs.
 HARD_WALL_PAGES: Final = (QUOTA_BYTES + 2 * VALUE_BYTES_MAX) // PAGE_BYTES + 64
+# A log before it is folded, with one transaction behind it: each page of the file once, whether it was
+# committed or rolled back. Nothing else is written behind one that was rolled back whole. Twice that, for
+# folds that found no room.
+LOG_READ_BYTES_MAX: Final = 2 * (LOG_ROOM_BYTES_MAX + HARD_WALL_PAGES * (PAGE_BYTES + FRAME_HEADER_BYTES))
 # Pages given back to the device in one step; bounds the log that the step writes.
 TRIM_PAGES: Final = 128
 # A predecessor that was killed may hold its lock for as long as the kernel takes to end it.
@@ -66,7 +70,7 @@ PRAGMAS: tuple[tuple[str, str, str | int], ...] = (
     ("journal_mode", "WAL", "wal"),
     ("synchronous", "FULL", 2),
     ("wal_autocheckpoint", "0", 0),
-    ("journal_size_limit", str(LOG_BYTES_MAX), LOG_BYTES_MAX),
+    ("journal_size_limit", str(LOG_ROOM_BYTES_MAX), LOG_ROOM_BYTES_MAX),
     ("max_page_count", str(HARD_WALL_PAGES), HARD_WALL_PAGES),
     ("temp_store", "MEMORY", 2),
     ("cell_size_check", "ON", 1),
@@ -101,6 +105,11 @@ _OF_THE_DATA = frozenset(
         *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
     }
 )
+
+_CHECKPOINTS: Final = {
+    Fold.REWIND: "PRAGMA wal_checkpoint(RESTART)",
+    Fold.EMPTY: "PRAGMA wal_checkpoint(TRUNCATE)",
+}
 
 # Connections that must not be closed, kept until the process ends. At most one for each store.
 _ABANDONED: list[sqlite3.Connection] = []
@@ -171,26 +180,39 @@ _VERSIONS: Final = slice(18, 20)
 _VERSION_MAX: Final = 2
 
 
-@contextmanager
-def _typed(*, opening: bool = False) -> Iterator[None]:
+class _Typed:
     """Turn the errors of SQLite that have a meaning here into ours; let the others end the process.
 
     `opening`: nothing is written then, so whatever the file makes SQLite say is about the file.
+    A class, because four generators would be a tenth of what Python does for a put.
     """
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        if code & _PRIMARY == sqlite3.SQLITE_FULL:
-            raise Full(str(error)) from error
-        if code & _PRIMARY in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code in _READ_ERRORS:
-            raise Corrupt(str(error)) from error
-        if opening and code & _PRIMARY not in _NOT_OF_THE_FILE and code != sqlite3.SQLITE_IOERR_NOMEM:
-            raise Corrupt(str(error)) from error
-        raise
-    except UnicodeDecodeError as error:
-        # SQLite quotes the file in the text of its error, and what it quotes is no longer text.
-        raise Corrupt("SQLite's complaint about the file cannot be read") from error
+
+    __slots__ = ("_opening",)
+
+    def __init__(self, *, opening: bool = False) -> None:
+        self._opening = opening
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            if code & _PRIMARY == sqlite3.SQLITE_FULL:
+                raise Full(str(error)) from error
+            if code & _PRIMARY in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code in _READ_ERRORS:
+                raise Corrupt(str(error)) from error
+            of_the_file = code & _PRIMARY not in _NOT_OF_THE_FILE and code != sqlite3.SQLITE_IOERR_NOMEM
+            if self._opening and of_the_file:
+                raise Corrupt(str(error)) from error
+        elif isinstance(error, UnicodeDecodeError):
+            # SQLite quotes the file in the text of its error, and what it quotes is no longer text.
+            raise Corrupt("SQLite's complaint about the file cannot be read") from error
+
+
+_TYPED: Final = _Typed()
 
 
 def bad_data(error: BaseException) -> str | None:
@@ -326,9 +348,14 @@ class Store:
         self._log = _log_of(path)
         self._persona = persona
         self._quota_bytes = quota_bytes
-        self._log_named = False
+        # Of the log, from the first write on.
+        self._log_fd: int | None = None
+        self._log_salts: Salts | None = None
+        self._log_end = HEADER_BYTES
         self._head = Head(0, 0)
         self._head_written = Head(0, 0)
+        # Not less than what the store occupies; None when nobody knows.
+        self._used_at_most: int | None = None
 
     @classmethod
     def open(
@@ -355,7 +382,7 @@ class Store:
             verdict := writeahead.examine(_read_log(path), PAGE_BYTES), writeahead.Rotten
         ):
             raise Corrupt(verdict.reason)
-        with _typed(opening=True):
+        with _Typed(opening=True):
             store = cls(_connect(path), path, persona, quota_bytes)
             try:
                 store._check(examine)
@@ -413,27 +440,36 @@ class Store:
 
     def begin(self, *, writes: bool) -> None:
         """Open a transaction. Raises Corrupt, Full, OSError."""
-        if writes and not self._log_named:
-            # SQLite syncs the directory too, when it first syncs a new log, but does not look at the answer.
-            sync_directory(self._log.parent)  # INV-GATE-7
-            self._log_named = True
-        with _typed():
+        if writes and self._log_fd is None:
+            self._begin_log()
+        with _TYPED:
             self._connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    def _begin_log(self) -> None:
+        """Before the first write of a connection."""
+        # SQLite syncs the directory too, when it first syncs a new log, but does not look at the answer.
+        sync_directory(self._log.parent)  # INV-GATE-7
+        # A crash may have left an unfinished transaction behind the commits in the log, with a mark of its
+        # own. Nothing is written in front of it.
+        self.fold()
+        self._log_fd = os.open(self._log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def commit(self) -> None:
         """Make the transaction durable: when this returns it is on the device. Raises Full, Corrupt."""
-        with _typed():
-            if self._head != self._head_written:
+        with _TYPED:
+            if self._head is not self._head_written:
                 self._connection.execute(
                     "UPDATE head SET seq = ?, keys = ?", (self._head.seq, self._head.keys)
                 )
             self._connection.execute("COMMIT")
-            self._head_written = self._head
+        self._head_written = self._head
 
     def rollback(self) -> None:
         """Forget the transaction. After Full or Corrupt SQLite may have done so itself."""
         self._head = self._head_written
-        with _typed():
+        # What it was measured at may have been less than there is again now.
+        self._used_at_most = None
+        with _TYPED:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
@@ -441,29 +477,45 @@ class Store:
 
     def put(self, key: bytes, value: bytes) -> int:
         """Store a value; its sequence number. Raises OverQuota (this put alone is undone), Full, Corrupt."""
-        with _typed():
-            execute = self._connection.execute
-            before = self.used_bytes()
-            seq = self._head.seq + 1
-            bound = digest(self._persona, key, seq, value)
-            execute("SAVEPOINT one")
-            changed = execute(
-                "UPDATE record SET seq = ?, digest = ?, value = ? WHERE key = ?", (seq, bound, value, key)
-            ).rowcount
-            if not changed:
-                execute("INSERT INTO record VALUES (?, ?, ?, ?)", (key, seq, bound, value))
-            verdict = admit_growth(before, self.used_bytes(), self._quota_bytes)
-            if isinstance(verdict, Refuse):
-                execute("ROLLBACK TO one")
-                execute("RELEASE one")
-                raise OverQuota(verdict)
-            execute("RELEASE one")
-            self._head = Head(seq, self._head.keys + (0 if changed else 1))
-            return seq
+        growth = growth_bytes_max(len(key), len(value))
+        with _TYPED:
+            used = self._used_at_most
+            if used is None or not surely_fits(used, growth, self._quota_bytes):
+                used = self.used_bytes()
+            if surely_fits(used, growth, self._quota_bytes):  # INV-GATE-4
+                self._write(key, value)
+                self._used_at_most = used + growth
+            else:
+                self._write_measured(key, value, used)
+        return self._head.seq
+
+    def _write_measured(self, key: bytes, value: bytes, before: int) -> None:
+        execute, head = self._connection.execute, self._head
+        execute("SAVEPOINT one")
+        self._write(key, value)
+        after = self.used_bytes()
+        if isinstance(verdict := admit_growth(before, after, self._quota_bytes), Refuse):
+            execute("ROLLBACK TO one")
+            self._head, after = head, before
+        execute("RELEASE one")
+        self._used_at_most = after
+        if isinstance(verdict, Refuse):
+            raise OverQuota(verdict)
+
+    def _write(self, key: bytes, value: bytes) -> None:
+        execute, seq, keys = self._connection.execute, self._head.seq + 1, self._head.keys
+        bound = digest(self._persona, key, seq, value)
+        changed = execute(
+            "UPDATE record SET seq = ?, digest = ?, value = ? WHERE key = ?", (seq, bound, value, key)
+        ).rowcount
+        if not changed:
+            execute("INSERT INTO record VALUES (?, ?, ?, ?)", (key, seq, bound, value))
+            keys += 1
+        self._head = Head(seq, keys)
 
     def get(self, key: bytes) -> tuple[bytes, int] | None:
         """The value and its sequence number, or None. Raises Rotten, Corrupt."""
-        with _typed():
+        with _TYPED:
             row = self._connection.execute(
                 "SELECT value, seq, digest FROM record WHERE key = ?", (key,)
             ).fetchone()
@@ -478,16 +530,18 @@ class Store:
 
     def delete(self, key: bytes) -> bool:
         """Remove a key; whether it was there. Raises Full, Corrupt."""
-        with _typed():
+        with _TYPED:
             removed = self._connection.execute("DELETE FROM record WHERE key = ?", (key,)).rowcount == 1
         if removed:
             self._head = Head(self._head.seq + 1, self._head.keys - 1)
+            # Less, but for the pages that balancing a tree may take.
+            self._used_at_most = None
         return removed
 
     def list(self, after: bytes, limit: int) -> tuple[list[bytes], bool]:
         """Keys greater than `after` in byte order, at most a page; whether there are more. Raises Corrupt."""
         wanted = page_limit(limit)
-        with _typed():
+        with _TYPED:
             rows = self._connection.execute(
                 "SELECT key FROM record WHERE key > ? ORDER BY key LIMIT ?", (after, wanted + 1)
             ).fetchall()
@@ -498,7 +552,7 @@ class Store:
 
     def used_bytes(self) -> int:
         """What the store occupies: its pages less the free ones. Raises Corrupt."""
-        with _typed():
+        with _TYPED:
             (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
             (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
         return int(pages - free) * PAGE_BYTES
@@ -520,46 +574,57 @@ class Store:
 
     # Housekeeping, between transactions.
 
-    def log_bytes(self) -> int:
-        """The length of the log. Raises OSError."""
-        # stat only: opening and closing the file would drop the locks SQLite holds on it.
-        try:
-            return self._log.stat().st_size
-        except FileNotFoundError:
-            return 0
+    def fold_due(self) -> Fold:
+        """Whether the log is to be folded, after a commit. Raises OSError."""
+        if (fd := self._log_fd) is None:
+            return Fold.LATER
+        if self._log_salts is None:
+            self._log_salts = writeahead.salts(os.pread(fd, HEADER_BYTES, 0))
+        if self._log_salts is not None:
+            self._log_end = writeahead.end_of_commits(
+                partial(os.pread, fd), self._log_end, self._log_salts, PAGE_BYTES
+            )
+        # Not with every commit: whoever asks for a file's times makes the kernel note exact ones at the next
+        # write, which is then a write to the journal as well (40 us, since Linux 6.13).
+        return writeahead.fold_due(self._log_end, lambda: os.fstat(fd).st_size)
 
-    def fold(self) -> None:
-        """Write the log into the file and empty it. Raises Full (the log keeps everything), Corrupt."""
-        with _typed():
-            _fold(self._connection)
+    def fold(self, how: Fold = Fold.EMPTY) -> None:
+        """Write the log into the file and begin it anew. Raises Full (the log keeps everything), Corrupt."""
+        with _TYPED:
+            # By hand, as SQLite forgets a sync that failed when it does this by itself.
+            busy, _, _ = self._connection.execute(_CHECKPOINTS[how]).fetchone()
+        if busy:
+            raise Unsafe("gate: unable to fold the log: another connection reads it")
+        self._log_salts, self._log_end = None, HEADER_BYTES
 
     def trim(self) -> int:
         """Give up to TRIM_PAGES free pages back to the device; how many are left. Raises Full, Corrupt."""
-        with _typed():
+        with _TYPED:
             # A script, because `execute` ends after the first of the empty rows, and so after one page.
             self._connection.executescript(f"PRAGMA incremental_vacuum({TRIM_PAGES})")
-            _fold(self._connection)
-            (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-        return int(free)
+        self.fold()
+        return self.free_pages()
 
     def free_pages(self) -> int:
         """Pages of the file that hold nothing. Raises Corrupt."""
-        with _typed():
+        with _TYPED:
             return int(self._connection.execute("PRAGMA freelist_count").fetchone()[0])
 
     def abandon(self) -> None:
         """Never touch the file again, not even to close it: closing would fold its log into it."""
         _ABANDONED.append(self._connection)
+        self._let_go_of_log()
 
     def close(self) -> None:
         """Fold the log and close. Raises what `fold` raises, and closes all the same."""
         try:
             self.fold()
         finally:
+            self._let_go_of_log()
             self._connection.close()
 
-
-def _fold(connection: sqlite3.Connection) -> None:
-    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if busy:
-        raise Unsafe("gate: unable to empty the log: another connection reads it")
+    def _let_go_of_log(self) -> None:
+        # SQLite's locks are on the file, so closing this drops none.
+        if self._log_fd is not None:
+            os.close(self._log_fd)
+            self._log_fd = None

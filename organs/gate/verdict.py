@@ -28,6 +28,14 @@ LIST_KEYS_MAX = 256
 PAGE_BYTES = 4096
 # What one persona may occupy. Personas keep settings and small state here, not media.
 QUOTA_BYTES = 16 << 20
+# What a record has in its row besides key and value: the row's own header, the number, the digest.
+RECORD_BYTES = 64
+# Pages that two trees, of the records and of their keys, may take to balance for one row. SQLite balances
+# each level once, and makes at most five pages out of at least one (NB + 2 of balance_nonroot); a root that
+# is full takes one more; a tree deeper than 20 levels (BTCURSOR_MAX_DEPTH) it does not walk. Far more than is
+# ever seen, but it costs only that puts in the last 700 KiB of a quota are measured.
+TREE_PAGES_MAX = 2 * (20 * 4 + 1)
+
 # Personas with a store. A damaged one keeps its two descriptors until the process ends; all of them damaged
 # must stay well inside the gate's limit of descriptors (256 in the manifest).
 STORES_MAX = 64
@@ -169,6 +177,20 @@ def admit_growth(before_bytes: int, after_bytes: int, quota_bytes: int) -> Verdi
     if after_bytes > quota_bytes and after_bytes > before_bytes:  # INV-GATE-4
         return quota_reached(before_bytes, quota_bytes)
     return ADMIT
+
+
+def growth_bytes_max(key_bytes: int, value_bytes: int) -> int:
+    """The most that a store can grow by one put, whatever is in it."""
+    row = RECORD_BYTES + key_bytes + value_bytes
+    # A page of a chain holds all but four of its bytes. A key's chain in the index is one page at most.
+    pages = -(-row // (PAGE_BYTES - 4)) + 1 + TREE_PAGES_MAX
+    # With auto_vacuum a page in 820 says whose the others are.
+    return (pages + pages // 820 + 1) * PAGE_BYTES
+
+
+def surely_fits(used_at_most: int, growth_at_most: int, quota_bytes: int) -> bool:
+    """Whether a put stays inside the quota without being measured."""
+    return used_at_most + growth_at_most <= quota_bytes
 
 
 def quota_reached(used_bytes: int, quota_bytes: int) -> Refuse:

@@ -23,10 +23,11 @@ from typing import Final, assert_never
 from bus.envelope import Code
 from organs.gate import verdict
 from organs.gate.ballast import Ballast
-from organs.gate.store import LOG_BYTES_MAX, Corrupt, Full, OverQuota, Rotten, Store, count, sweep
+from organs.gate.store import Corrupt, Full, OverQuota, Rotten, Store, count, sweep
 from organs.gate.verdict import Delete, Get, List, Operation, Put, Refuse, Usage
+from organs.gate.writeahead import Fold
 
-# Stores open at once. Each holds a page cache, two descriptors and a log.
+# Stores open at once. Each holds a page cache, three descriptors and a log.
 CONNECTIONS_MAX: Final = 8
 # Without a request for this long the logs are folded into their files; then nothing is written any more.
 IDLE_S: Final = 0.5
@@ -108,7 +109,12 @@ class Worker:
         self._died = died
         self._quota_bytes = quota_bytes
         self._ballast_bytes = ballast_bytes
-        self._changed = threading.Condition()
+        # A lock for the queue and one to sleep on, which is held but for the moment between a call and the
+        # waking. threading.Condition makes a lock for each wait and wakes nobody sooner.
+        self._queue = threading.RLock()
+        self._called = threading.Lock()
+        self._called.acquire()
+        self._sleeping = False
         self._waiting: deque[Ticket] = deque()
         self._waiting_bytes = 0
         self._stopping = False
@@ -118,6 +124,7 @@ class Worker:
         self._corrupt: dict[str, str] = {}
         self._untidy: set[str] = set()
         self._littered: set[str] = set()
+        self._unsettled: Store | None = None
         self.commits = 0
         # Daemon: after a failure it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="gate-worker", daemon=True)
@@ -128,26 +135,31 @@ class Worker:
 
     def stop(self) -> None:
         """Finish the transactions that run, fold and close the stores, end the thread. Waits for it."""
-        with self._changed:
+        with self._queue:
             self._stopping = True
-            self._changed.notify()
+            self._wake()
         self._thread.join()
 
     def submit(self, operation: Operation, answer: Callable[[Outcome], None]) -> Ticket | Refuse:
         """Queue a request. `answer` is called once, on the worker's thread, or never when the worker dies."""
-        with self._changed:
+        with self._queue:
             admitted = verdict.admit_queued(operation, len(self._waiting), self._waiting_bytes)
             if isinstance(admitted, Refuse):
                 return admitted
             ticket = Ticket(operation, answer)
             self._waiting.append(ticket)
             self._waiting_bytes += verdict.queued_bytes(operation)
-            self._changed.notify()
+            self._wake()
             return ticket
+
+    def _wake(self) -> None:
+        if self._sleeping:
+            self._sleeping = False
+            self._called.release()
 
     def abandon(self, ticket: Ticket) -> None:
         """Nobody waits for the answer any more. What has not begun is not done."""
-        with self._changed:
+        with self._queue:
             if ticket.state is _State.WAITING:
                 ticket.state = _State.ABANDONED
 
@@ -180,6 +192,8 @@ class Worker:
             for persona, tickets in groups.items():
                 for ticket, outcome in zip(tickets, self._serve(persona, tickets), strict=True):
                     ticket.answer(outcome)
+                # What was answered is durable in the log. While it is folded the next requests gather.
+                self._settle(persona)
             if not batch:
                 self._tidy()
         for persona in list(self._stores):
@@ -188,10 +202,15 @@ class Worker:
 
     def _next_batch(self) -> list[Ticket] | None:
         """All that wait; nothing when there was no request for a while; None when asked to stop."""
-        with self._changed:
-            # Without an unfolded log there is nothing to do later: wait without a timer.
-            timeout = IDLE_S if self._untidy else None
-            self._changed.wait_for(lambda: self._waiting or self._stopping, timeout)
+        with self._queue:
+            asleep = self._sleeping = not self._waiting and not self._stopping
+        # Without an unfolded log there is nothing to do later: wait without a timer.
+        called = asleep and self._called.acquire(timeout=IDLE_S if self._untidy else -1)
+        with self._queue:
+            if asleep and not called:
+                if not self._sleeping:
+                    self._called.acquire()  # called in the moment when the time was up
+                self._sleeping = False
             if self._stopping:
                 return None
             batch = [ticket for ticket in self._waiting if ticket.state is _State.WAITING]
@@ -250,8 +269,7 @@ class Worker:
         if writes:
             self.commits += 1
             self._untidy.add(persona)
-            if store.log_bytes() > LOG_BYTES_MAX:
-                self._fold(store)
+            self._unsettled = store
         return outcomes
 
     def _alone(self, persona: str, operation: Operation) -> Outcome:
@@ -289,10 +307,21 @@ class Worker:
                 self._quarantine(persona, str(damage), [])
         self._ballast.take()
 
-    def _fold(self, store: Store) -> None:
+    def _settle(self, persona: str) -> None:
+        """After a commit: fold the log when it is long enough."""
+        store, self._unsettled = self._unsettled, None
+        if store is None or self._stores.get(persona) is not store:
+            return
+        try:
+            if (due := store.fold_due()) is not Fold.LATER:
+                self._fold(store, due)
+        except Corrupt as damage:
+            self._quarantine(persona, str(damage), [])
+
+    def _fold(self, store: Store, how: Fold = Fold.EMPTY) -> None:
         """Fold a log into its file, with the reserve's room if it needs that."""
         try:
-            store.fold()
+            store.fold(how)
         except Full:
             self._ballast.give()
             try:

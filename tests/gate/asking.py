@@ -75,7 +75,7 @@ class Asker:
             return answer
 
         # Holding the queue's lock while all are added makes them one batch for sure.
-        with self.worker._changed:
+        with self.worker._queue:
             for operation in wanted:
                 answers.append([])
                 ticket = self.worker.submit(operation, waiter(answers[-1]))  # type: ignore[arg-type] # a closure

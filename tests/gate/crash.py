@@ -35,6 +35,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from organs.gate import store as gate_store
+from organs.gate import writeahead
+from organs.gate.verdict import PAGE_BYTES
+from organs.gate.writeahead import FRAME_HEADER_BYTES, HEADER_BYTES, Fold
 from tests.gate import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +61,8 @@ CLIENTS = 4
 # The crash comes after this many answers, or a few instructions later.
 ANSWERS_MAX = 24
 SPIN_MAX = 20_000
+# In half of the lives.
+SHORT_LOG_BYTES = 24 << 10
 # Says, by its process, that a campaign runs in a mount namespace of its own.
 ALONE = "SPINE_CRASH_ALONE"
 # Cycles a seeded bug gets before it must have been caught.
@@ -119,7 +124,7 @@ def _answers_before_commit() -> Patches:
         (gate_store.Store, "begin", lazy_begin),
         (gate_store.Store, "commit", lazy_commit),
         # Folding would need the commit that is missing.
-        (gate_store.Store, "log_bytes", lambda _: 0),
+        (gate_store.Store, "fold_due", lambda _: Fold.LATER),
     ]
 
 
@@ -134,12 +139,30 @@ def _log_thrown_away() -> Patches:
     return [(gate_store, "_connect", clean)]
 
 
+def _folds_without_a_sync() -> Patches:
+    """The log begins anew while what was in it is in the file, but not yet on the device."""
+    fold = gate_store.Store.fold
+
+    def hasty(self: gate_store.Store, how: Fold = Fold.EMPTY) -> None:
+        self._connection.execute("PRAGMA synchronous = OFF")
+        fold(self, how)
+        self._connection.execute("PRAGMA synchronous = FULL")
+
+    return [(gate_store.Store, "fold", hasty), *short_log()]
+
+
+def short_log() -> Patches:
+    """A log that begins anew every few commits: a life of this campaign is too short for the real length."""
+    return [(writeahead, "LOG_BYTES_MAX", SHORT_LOG_BYTES)]
+
+
 NONE = Bug("none", lambda: ())
 BUGS = (
     Bug("synchronous OFF", lambda: _synchronous("OFF", 0)),
     Bug("synchronous NORMAL", lambda: _synchronous("NORMAL", 1)),
     Bug("answers before the commit", _answers_before_commit),
     Bug("throws the log away", _log_thrown_away, recovers=True),
+    Bug("folds without a sync", _folds_without_a_sync),
 )
 
 
@@ -192,7 +215,20 @@ class Result:
     cycles: int = 0
     submitted: int = 0
     acknowledged: int = 0
+    # Logs that a crash left with frames of an older one behind their own.
+    begun_anew: int = 0
     violations: list[str] = field(default_factory=list)
+
+
+def begun_anew(directory: Path) -> int:
+    """How many logs hold frames with other salts than their header's."""
+    count, frame = 0, FRAME_HEADER_BYTES + PAGE_BYTES
+    for path in directory.glob("*-wal"):
+        log = path.read_bytes()
+        salts = log[16:24]
+        whole = range(HEADER_BYTES, len(log) - frame + 1, frame)
+        count += any(log[at + 8 : at + 16] != salts for at in whole)
+    return count
 
 
 def drive(directory: Path, seed: str, pipe: int, bug: Bug) -> int:
@@ -202,7 +238,7 @@ def drive(directory: Path, seed: str, pipe: int, bug: Bug) -> int:
         return child
     code = 1
     try:
-        with planted(bug.patches()):
+        with planted([*bug.patches(), *(short_log() if random.Random(seed).random() < 0.5 else ())]):
             # More steps than the crash lets happen.
             load.drive(directory, seed, CLIENTS, ANSWERS_MAX * 4, lambda line: os.write(pipe, line))
         code = 0
@@ -212,8 +248,8 @@ def drive(directory: Path, seed: str, pipe: int, bug: Bug) -> int:
 
 def cycle(
     ground: Ground, state: load.State, seed: str, bug: Bug
-) -> tuple[load.State, load.Account, list[str]]:
-    """One life of the gate and its end; what is there afterwards."""
+) -> tuple[load.State, load.Account, int, list[str]]:
+    """One life of the gate and its end; what is there afterwards, and how many logs had begun anew."""
     dice = random.Random(seed)
     answers, spin = dice.randrange(ANSWERS_MAX), dice.randrange(SPIN_MAX)
     reading, writing = os.pipe()
@@ -235,8 +271,10 @@ def cycle(
         os.waitpid(child, 0)
         ground.unmount()
     ground.mount()
+    anew = begun_anew(directory)
     with planted(bug.patches() if bug.recovers else ()):
-        return load.verify(directory, state, seed, lines)
+        state, account, wrong = load.verify(directory, state, seed, lines)
+    return state, account, anew, wrong
 
 
 def campaign(
@@ -254,8 +292,9 @@ def campaign(
     state: load.State = {}
     try:
         for number in range(count):
-            state, account, wrong = cycle(ground, state, f"{seed}.{number}", bug)
+            state, account, anew, wrong = cycle(ground, state, f"{seed}.{number}", bug)
             ground.unmount()
+            result.begun_anew += anew
             result.cycles += 1
             result.acknowledged += account.acknowledged
             result.submitted += sum(last + 1 for last in account.submitted.values())
@@ -337,6 +376,7 @@ def main() -> int:
         "crashes": result.cycles,
         "submitted": result.submitted,
         "acknowledged": result.acknowledged,
+        "logsBegunAnew": result.begun_anew,
         "violations": len(result.violations),
     }
     print(json.dumps({"counts": counts, "seededBugsCaught": caught}))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -28,6 +28,7 @@ from organs.gate.verdict import (
     VALUE_BYTES_MAX,
     Put,
     Refuse,
+    growth_bytes_max,
 )
 from organs.gate.worker import Stored
 from tests.gate.asking import Asker, Refused
@@ -184,6 +185,87 @@ def test_quota(tmp_path: Path) -> None:
             assert asker.delete("linda", b"%d" % key)
         assert asker.usage("linda").bytes <= 8 * PAGE_BYTES
     assert (tmp_path / file_name("linda")).stat().st_size < 2 << 20
+
+
+@pytest.mark.proves("INV-GATE-4")
+@given(st.integers(0), st.sampled_from([9, 40, KEY_BYTES_MAX]), st.sampled_from([60, 5_000, 300_000]))
+@settings(max_examples=9, deadline=None)
+def test_no_put_grows_a_store_by_more_than_is_said(seed: int, keys: int, values: int) -> None:
+    """Whatever is in it, with keys and values that make deep trees, long chains and pages that split, and
+    whether or not a put was measured: the store occupies no more than it counts, and no more than its quota.
+    What is refused would not have fitted."""
+    dice = random.Random(seed)
+    quota = 3 << 20
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as home:
+        store = Store.create(Path(home), "linda", quota_bytes=quota)
+        held: list[bytes] = []
+        counts = {"sure": 0, "measured": 0, "refused": 0}
+        store.begin(writes=True)
+        for _ in range(1_000):
+            before = store.used_bytes()
+            if held and dice.random() < 0.2:
+                store.delete(held.pop(dice.randrange(len(held))))
+                assert store._used_at_most is None
+                continue
+            size = dice.choice((0, 1, dice.randrange(values), values, PAGE_BYTES - 100))
+            if held and dice.random() < 0.3:
+                key = dice.choice(held)
+            else:
+                # Alike at their beginning, so that they meet in one page of the index.
+                key = (b"k" * keys + dice.randbytes(8))[-dice.choice((keys, keys, 9)) :]
+            try:
+                store.put(key, dice.randbytes(size))
+            except gate_store.OverQuota:
+                counts["refused"] += 1
+                assert store.used_bytes() == before
+                assert before + growth_bytes_max(len(key), size) > quota
+                continue
+            after = store.used_bytes()
+            if key not in held:
+                held.append(key)
+            counts["measured" if store._used_at_most == after else "sure"] += 1
+            assert store._used_at_most is not None
+            assert after - before <= growth_bytes_max(len(key), size)
+            assert after <= store._used_at_most <= quota
+        store.commit()
+        store.close()
+    assert counts["sure"] > 0, counts
+    assert values < 300_000 or min(counts.values()) > 0, counts
+
+
+@pytest.mark.proves("INV-GATE-4")
+@pytest.mark.parametrize("after", ["put", "delete", "both"])
+def test_what_was_rolled_back_is_counted_again(tmp_path: Path, after: str) -> None:
+    """A transaction made the store smaller and was undone: the next puts know how large it is again."""
+    quota = 4 << 20
+    store = Store.create(tmp_path, "linda", quota_bytes=quota)
+
+    def fill(name: bytes) -> int:
+        """How many were stored before one was refused."""
+        for number in range(100):
+            try:
+                store.put(name + b"%d" % number, bytes(100_000))
+            except gate_store.OverQuota:
+                return number
+            assert store.used_bytes() <= quota
+        raise AssertionError("nothing was refused")
+
+    store.begin(writes=True)
+    for number in range(3):
+        store.put(b"%d" % number, bytes(VALUE_BYTES_MAX))
+    assert fill(b"to the brim ") > 0
+    store.commit()
+    store.begin(writes=True)
+    for number in range(3):
+        if after != "put":
+            store.delete(b"%d" % number)
+        if after != "delete":
+            store.put(b"%d" % number, b"small")
+    store.rollback()
+    store.begin(writes=True)
+    assert fill(b"more ") == 0
+    store.commit()
+    store.close()
 
 
 def test_one_over_the_quota_does_not_take_the_batch_with_it(tmp_path: Path) -> None:

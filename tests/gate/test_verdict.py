@@ -31,8 +31,10 @@ from organs.gate.verdict import (
     admit_persona,
     admit_queued,
     admit_store,
+    growth_bytes_max,
     page_limit,
     queued_bytes,
+    surely_fits,
 )
 
 HOSTILE = [
@@ -201,3 +203,16 @@ def test_growth(before: int, after: int, admitted: bool) -> None:
 @pytest.mark.parametrize(("stores", "admitted"), [(0, True), (STORES_MAX - 1, True), (STORES_MAX, False)])
 def test_stores(stores: int, admitted: bool) -> None:
     assert (admit_store(stores) is ADMIT) == admitted
+
+
+@pytest.mark.proves("INV-GATE-4")
+@given(st.integers(0, 1 << 30), st.integers(1, KEY_BYTES_MAX), st.integers(0, VALUE_BYTES_MAX), st.data())
+def test_what_surely_fits_would_be_admitted(used: int, key: int, value: int, data: st.DataObject) -> None:
+    """By whatever it grows, up to the most that it can."""
+    most = growth_bytes_max(key, value)
+    quota = data.draw(st.integers(used, used + 2 * most))
+    grown = data.draw(st.integers(0, most))
+    if surely_fits(used, most, quota):
+        assert admit_growth(used, used + grown, quota) is ADMIT
+    else:
+        assert used + most > quota

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from organs.gate import writeahead
 from organs.gate.store import Corrupt, Store, file_name
 from organs.gate.verdict import PAGE_BYTES
-from organs.gate.writeahead import Rotten, Sound
+from organs.gate.writeahead import LOG_BYTES_MAX, LOG_ROOM_BYTES_MAX, Fold, Rotten, Sound
 
 COMMITS = 12
 HEADER, FRAME = 32, 24 + PAGE_BYTES
@@ -146,3 +147,230 @@ def test_sqlite_alone_loses_them_quietly(logs: tuple[bytes, list[bytes]], tmp_pa
 @settings(deadline=None)
 def test_arbitrary_bytes_have_an_answer(log: bytes) -> None:
     assert isinstance(writeahead.examine(log, PAGE_BYTES), Sound | Rotten)
+
+
+# Logs that began anew.
+
+SECTOR = 512
+
+
+@dataclass(frozen=True)
+class Step:
+    """A store after a commit: its file and its log, and how many commits of the log there are."""
+
+    body: bytes
+    log: bytes
+    commits: int
+    seq: int
+
+
+STEPS = 9
+# The first log is longer than the second gets, and the second's last transaction reaches over frames whose
+# mark and salts lie in two sectors.
+FIRST = 60
+SPLIT = [k for k in range(300) if (HEADER + k * FRAME + 8) % SECTOR == 0]
+
+
+@pytest.fixture(scope="module")
+def anew(tmp_path_factory: pytest.TempPathFactory) -> list[Step]:
+    """A store whose log has begun anew: the last step of the first log, then those of the second."""
+    home = tmp_path_factory.mktemp("anew")
+    path = home / file_name("linda")
+    store = Store.create(home, "linda")
+    log = path.with_name(path.name + "-wal")
+
+    def put(key: bytes, value: bytes) -> None:
+        store.begin(writes=True)
+        store.put(key, value)
+        store.commit()
+
+    put(b"0", b"first")
+    store.fold()
+    # Of two frames each: the marks lie where the second log's may be split.
+    for number in range(FIRST):
+        put(b"0", b"%d" % number)
+    steps = [Step(path.read_bytes(), log.read_bytes(), FIRST, store.seq)]
+    store.fold(Fold.REWIND)
+    assert log.read_bytes() == steps[0].log, "folding alone does not touch the log"
+    for number in range(STEPS):
+        put(b"%d" % (number + 1), random.Random(number).randbytes(50 if number < STEPS - 1 else 200_000))
+        steps.append(Step(path.read_bytes(), log.read_bytes(), number + 1, store.seq))
+    store.abandon()
+    assert len({len(step.log) for step in steps}) == 1, "the log is written in place"
+    return steps
+
+
+def marked(log: bytes, frame: int) -> bool:
+    return log[HEADER + frame * FRAME + 4 :][:4] != bytes(4)
+
+
+def found(home: Path, step: Step, log: bytes) -> int:
+    """The number of the last write after the gate has recovered from this log. Raises Corrupt."""
+    home.mkdir()
+    path = home / file_name("linda")
+    path.write_bytes(step.body)
+    path.with_name(path.name + "-wal").write_bytes(log)
+    store = Store.open(home, "linda", examine=True)
+    assert store is not None
+    seq = store.seq
+    for number in range(1, store.keys):
+        held = store.get(b"%d" % number)
+        assert held is not None
+        assert held[0] == random.Random(number - 1).randbytes(50 if number < STEPS else 200_000)
+    store.abandon()
+    shutil.rmtree(home)
+    return seq
+
+
+def test_whole_logs_that_began_anew(anew: list[Step], tmp_path: Path) -> None:
+    for number, step in enumerate(anew):
+        assert writeahead.examine(step.log, PAGE_BYTES) == Sound(step.commits)
+        assert found(tmp_path / str(number), step, step.log) == step.seq
+
+
+def test_a_header_without_its_frames(anew: list[Step], tmp_path: Path) -> None:
+    """SQLite syncs it before the first frame: a crash leaves the new header and the old log behind it."""
+    before, after = anew[:2]
+    log = after.log[:HEADER] + before.log[HEADER:]
+    assert writeahead.examine(log, PAGE_BYTES) == Sound(0)
+    # All of the old log is in the file by then.
+    assert found(tmp_path / "home", after, log) == before.seq
+
+
+@given(st.integers(1, STEPS), st.integers(0), st.sampled_from([0.02, 0.5, 0.98]))
+@settings(deadline=None, max_examples=200)
+def test_sectors_of_any_commit_in_any_state(anew: list[Step], which: int, seed: int, share: float) -> None:
+    """A power cut in the middle of a write in place: any sector may be the older log's. Never an alarm."""
+    dice = random.Random(seed)
+    before, after = anew[which - 1 : which + 1]
+    # The header is on the device before anything else.
+    torn = bytearray(after.log[:HEADER] + before.log[HEADER:])
+    for at in range(0, len(torn), SECTOR):
+        if dice.random() < share:
+            torn[at : at + SECTOR] = after.log[at : at + SECTOR]
+    verdict = writeahead.examine(bytes(torn), PAGE_BYTES)
+    assert isinstance(verdict, Sound)
+    assert verdict.commits >= after.commits - 1
+
+
+def test_an_old_mark_in_a_frame_of_two_sectors_is_no_alarm(anew: list[Step], tmp_path: Path) -> None:
+    """The older log's mark before the salts of the new: the sector between was not written."""
+    before, after = anew[-2:]
+    splits = [k for k in SPLIT if marked(before.log, k) and not marked(after.log, k)]
+    assert splits, "the fixture has such a frame"
+    for k in splits:
+        border = HEADER + k * FRAME + 8
+        torn = bytearray(after.log)
+        torn[border - SECTOR : border] = before.log[border - SECTOR : border]
+        verdict = writeahead.examine(bytes(torn), PAGE_BYTES)
+        assert verdict == Sound(after.commits - 1)
+        assert found(tmp_path / str(k), after, bytes(torn)) == before.seq
+
+
+@pytest.mark.proves("INV-GATE-10")
+def test_a_flipped_bit_in_a_log_that_began_anew(anew: list[Step], tmp_path: Path) -> None:
+    """As in a first log: no commit is lost quietly, but for the last transaction and the mark before it. What
+    is left of the older log matters to nobody."""
+    step, before = anew[-2], anew[-3]
+    end = writeahead.end_of_commits(
+        lambda size, at: step.log[at : at + size], HEADER, salts_of(step.log), PAGE_BYTES
+    )
+    last = writeahead.end_of_commits(
+        lambda size, at: before.log[at : at + size], HEADER, salts_of(before.log), PAGE_BYTES
+    )
+    dice = random.Random(4)
+    counts = {"harmless": 0, "last": 0, "said": 0}
+    for number in range(300):
+        at = dice.randrange(min(len(step.log), end + 20 * FRAME))
+        rotten = bytearray(step.log)
+        rotten[at] ^= 1 << dice.randrange(8)
+        try:
+            seq = found(tmp_path / str(number), step, bytes(rotten))
+        except Corrupt:
+            assert at < end, f"byte {at} is of the older log"
+            counts["said"] += 1
+            continue
+        if seq == step.seq:
+            counts["harmless"] += 1
+        else:
+            mark = last - FRAME
+            assert at >= last or mark <= at < mark + 24, f"byte {at}"
+            counts["last"] += 1
+    assert min(counts.values()) > 5, counts
+
+
+def salts_of(log: bytes) -> writeahead.Salts:
+    salts = writeahead.salts(log)
+    assert salts is not None
+    return salts
+
+
+@pytest.mark.proves("INV-GATE-10")
+def test_nothing_is_written_in_front_of_an_unfinished_transaction(anew: list[Step], tmp_path: Path) -> None:
+    """A crash left one behind the commits, whole but for its first page. The next commits must not stand
+    before its mark, or another crash would look like rot."""
+    before, after = anew[-2:]
+    torn = bytearray(after.log)
+    start = writeahead.end_of_commits(
+        lambda size, at: before.log[at : at + size], HEADER, salts_of(before.log), PAGE_BYTES
+    )
+    torn[start + 100] ^= 1
+    path = tmp_path / file_name("linda")
+    log = path.with_name(path.name + "-wal")
+    path.write_bytes(after.body)
+    log.write_bytes(torn)
+    store = Store.open(tmp_path, "linda", examine=True)
+    assert store is not None
+    assert store.seq == before.seq
+    whole = []
+    for number in range(2):
+        store.begin(writes=True)
+        store.put(b"0", b"again %d" % number)
+        store.commit()
+        whole.append(log.read_bytes())
+    store.abandon()
+    assert len(whole[0]) < len(whole[1]) < len(torn), "it begins anew, in a file without the old one's rest"
+    cut = bytearray(whole[1])
+    cut[len(whole[0]) + 100] ^= 1
+    assert writeahead.examine(bytes(cut), PAGE_BYTES) == Sound(1)
+
+
+def test_where_a_log_ends(anew: list[Step]) -> None:
+    """From the header, or from any commit before: the end of the last commit, not of what is behind it."""
+    for first, step in enumerate(anew[1:], 1):
+        ends = [
+            writeahead.end_of_commits(
+                lambda size, at, log=earlier.log: log[at : at + size],  # type: ignore[misc] # a loop's closure
+                HEADER,
+                salts_of(earlier.log),
+                PAGE_BYTES,
+            )
+            for earlier in anew[1 : first + 1]
+        ]
+        for start in (HEADER, *ends):
+            end = writeahead.end_of_commits(
+                lambda size, at, log=step.log: log[at : at + size],  # type: ignore[misc] # a loop's closure
+                start,
+                salts_of(step.log),
+                PAGE_BYTES,
+            )
+            assert end == ends[-1]
+        assert marked(step.log, (ends[-1] - HEADER) // FRAME - 1)
+    assert writeahead.salts(b"") is None
+
+
+@pytest.mark.parametrize(
+    ("end", "length", "due"),
+    [
+        (HEADER, None, Fold.LATER),
+        (LOG_BYTES_MAX, None, Fold.LATER),
+        (LOG_BYTES_MAX + 1, LOG_BYTES_MAX + 1, Fold.REWIND),
+        (LOG_BYTES_MAX + 1, LOG_ROOM_BYTES_MAX, Fold.REWIND),
+        (LOG_BYTES_MAX + 1, LOG_ROOM_BYTES_MAX + 1, Fold.EMPTY),
+    ],
+)
+def test_when_a_log_is_folded(end: int, length: int | None, due: Fold) -> None:
+    """The length is asked only of a log that is folded."""
+    asked = [] if length is None else [length]
+    assert writeahead.fold_due(end, asked.pop) is due
+    assert not asked
