@@ -84,7 +84,7 @@ class Plan:
     sockets: Path
     pidfile: Path
     accel: str
-    cpu: str = acceleration.CPUS[0]
+    cpu: str = acceleration.EMULATED
     memory_mib: int = MEMORY_MIB
     cpus: int = CPUS
     hardware: Hardware = Hardware.VIRTIO
@@ -273,7 +273,7 @@ class Machine:
             sockets=self.sockets,
             pidfile=self.directory / "qemu.pid",
             accel=accel,
-            cpu=acceleration.kvm().cpu if accel == "kvm" else acceleration.CPUS[0],
+            cpu=acceleration.kvm().cpu if accel == "kvm" else acceleration.EMULATED,
             memory_mib=memory_mib,
             hardware=hardware,
             port=port,
