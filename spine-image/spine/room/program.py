@@ -42,8 +42,10 @@ def run(lease: Lease, persona: str, argv: Sequence[str], source: int, output: Si
 
 def _to_its_end(lease: Lease, session: object, program: str, source: int, sinks: Mapping[str, Sink]) -> str:
     pending, at_end, told = b"", False, False
+    arrived = select.poll()
+    arrived.register(source, select.POLLIN)
     while True:
-        if not pending and not at_end and select.select([source], [], [], 0)[0]:
+        if not pending and not at_end and arrived.poll(0):
             pending = os.read(source, READ_BYTES)
             at_end = not pending
         if pending or (at_end and not told):
