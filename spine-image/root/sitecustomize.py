@@ -60,7 +60,7 @@ class Modules:
 
     def get_code(self, name):
         """Given away once: nothing here imports a module twice."""
-        return self.table.pop(name)[2]
+        return marshal.loads(self.table.pop(name)[2])
 
     def get_source(self, _name):
         """What a traceback asks for when there is no file."""

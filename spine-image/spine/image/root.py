@@ -142,7 +142,7 @@ def counted(keys, made):
 modules = {}
 for name, place, cached, package in asked["modules"]:
     with open(cached, "rb") as file:
-        modules[name] = place, package, marshal.loads(file.read()[16:])
+        modules[name] = place, package, file.read()[16:]
 patterns = {(text, flags): tuple(rest) for text, flags, *rest in asked["patterns"]}
 marshal.dump({
     "modules": modules,
