@@ -154,9 +154,11 @@ def test_a_spine_that_breaks_gives_the_terminal_back(room: Room, seat: Seat) -> 
 
 
 def test_another_freezer_counts_from_the_start_and_nothing_is_skipped(room: Room, seat: Seat) -> None:
+    # Seen by its count, which must be read before it is as high as the old one again.
     room.shown = b"#"
+    assert seat.see(b"#").endswith(b"#")
     seat.type(b"x")
-    assert seat.see(b"x").endswith(b"#x")
+    assert seat.see(b"x") == b"x"
 
 
 def test_an_input_that_ended_goes_on_showing(room: Room) -> None:
