@@ -28,6 +28,7 @@ class Room:
         self.typed = b""
         self.state: Code | None = None
         self.step = 3
+        self.refused = b""
 
     def port(self) -> Room:
         return self
@@ -44,10 +45,11 @@ class Room:
                 time.sleep(0.001)
             return {"data": self.shown[after:], "next": len(self.shown)}
         assert name == "freezer.type"
-        if self.state is not None:
-            raise PortFailure(name, Failure(self.state, "so it is"))
         data = params["data"]
         assert isinstance(data, bytes)
+        if self.state is not None:
+            self.refused += data
+            raise PortFailure(name, Failure(self.state, "so it is"))
         taken = data[: self.step]
         self.typed += taken
         self.shown += taken
@@ -128,6 +130,11 @@ def test_a_room_that_stands_still_hears_nothing_and_says_so_once(room: Room, sea
     seat.type(b"b")
     room.shown += b"before"
     assert b"focus" not in seat.see(b"before")
+    # What is shown says nothing of what was typed: that is another call.
+    end = time.monotonic() + PATIENCE_S
+    while room.refused != b"ab":
+        assert time.monotonic() < end
+        time.sleep(0.001)
     room.state = None
     seat.type(b"c")
     seat.see(b"c")
