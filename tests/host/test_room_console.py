@@ -29,6 +29,7 @@ class Room:
         self.state: Code | None = None
         self.step = 3
         self.refused = b""
+        self.refusing = threading.Condition()
 
     def port(self) -> Room:
         return self
@@ -48,7 +49,9 @@ class Room:
         data = params["data"]
         assert isinstance(data, bytes)
         if self.state is not None:
-            self.refused += data
+            with self.refusing:
+                self.refused += data
+                self.refusing.notify()
             raise PortFailure(name, Failure(self.state, "so it is"))
         taken = data[: self.step]
         self.typed += taken
@@ -131,10 +134,8 @@ def test_a_room_that_stands_still_hears_nothing_and_says_so_once(room: Room, sea
     room.shown += b"before"
     assert b"focus" not in seat.see(b"before")
     # What is shown says nothing of what was typed: that is another call.
-    end = time.monotonic() + PATIENCE_S
-    while room.refused != b"ab":
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    with room.refusing:
+        assert room.refusing.wait_for(lambda: room.refused == b"ab", PATIENCE_S)
     room.state = None
     seat.type(b"c")
     seat.see(b"c")

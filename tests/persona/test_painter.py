@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import selectors
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from spine import paths
+from spine.ground import accel
 from spine.ground.qmp import Qmp, QmpError
 from spine.image import inputs, kernel
 from spine.image.cache import Cache
@@ -41,22 +44,34 @@ def our_kernel() -> Path:
 
 
 @contextmanager
-def machine(directory: Path, image: Path, init: str, *words: str) -> Iterator[Qmp]:
-    """Our kernel with this root and this first process, a screen, and nobody at the keyboard."""
+def machine(directory: Path, image: Path, init: str, *words: str) -> Iterator[tuple[Qmp, IO[bytes]]]:
+    """Our kernel with this root and this first process, and a screen; what it says on its serial line."""
     control = directory / "qmp"
     root = "root=/dev/vda rootfstype=squashfs ro rootwait"
     line = f"console=ttyS0 panic=-1 {root} init={init} -- {' '.join(words)}"
     command = [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35", "-no-reboot"),
-        *("-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512", "-display", "none", "-vga", "none"),
+        *(
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            accel.EMULATED,
+            "-m",
+            "512",
+            "-display",
+            "none",
+            "-vga",
+            "none",
+        ),
         *("-device", f"virtio-gpu-pci,xres={WIDTH},yres={HEIGHT}"),
         *("-drive", f"file={image},format=raw,if=virtio,readonly=on"),
-        *("-serial", f"file:{directory / 'serial'}", "-qmp", f"unix:{control},server=on,wait=off"),
+        *("-serial", "stdio", "-qmp", f"unix:{control},server=on,wait=off"),
         *("-kernel", str(our_kernel()), "-append", line),
     ]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0) as child:
+        assert child.stdout is not None
         try:
-            yield _connected(control, child)
+            yield _connected(control, child), child.stdout
         finally:
             child.kill()
 
@@ -72,6 +87,18 @@ def _connected(control: Path, child: subprocess.Popen[bytes]) -> Qmp:
             time.sleep(0.1)
 
 
+def hear(serial: IO[bytes], word: bytes, end: float) -> None:
+    """Wait until the machine has said this."""
+    said = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(serial, selectors.EVENT_READ)
+        while word not in said:
+            assert selector.select(max(0.0, end - time.monotonic())), said[-2000:]
+            more = serial.read(4096)
+            assert more, said[-2000:]
+            said += more
+
+
 def pixels(control: Qmp, directory: Path) -> bytes:
     """What the screen shows, three bytes a pixel."""
     picture = directory / "picture.ppm"
@@ -84,15 +111,13 @@ def test_the_screen_is_of_one_colour(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     built = building.build("painter", Progress(), out=tmp_path)
     program, colour = recipe.load("painter").init
-    with machine(tmp_path, built.path, program, colour) as control:
+    with machine(tmp_path, built.path, program, colour) as (control, serial):
         wanted = bytes.fromhex(colour) * (WIDTH * HEIGHT)
         end = time.monotonic() + PATIENCE_S
+        hear(serial, b"painter: painted", end)
+        # The kernel brings what was painted to the screen a moment later, and tells nobody.
         while pixels(control, tmp_path) != wanted:
-            assert time.monotonic() < end, (tmp_path / "serial").read_text(errors="replace")[-2000:]
-            time.sleep(0.2)
-        # It says so after it has painted: a busy host may see the picture first.
-        while "painter: painted" not in (said := (tmp_path / "serial").read_text(errors="replace")):
-            assert time.monotonic() < end, said[-2000:]
+            assert time.monotonic() < end, "the screen is of another colour"
             time.sleep(0.2)
 
 
