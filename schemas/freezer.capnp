@@ -64,8 +64,9 @@ interface Freezer @0x95d7c20e4ab8f613 {
 
   focus @1 (persona :Text) -> ()
     $callers(["operator"]) $deadlineMs(30000);
-  # Gives the focus to a room and answers when the kernel says that it runs and every other is frozen. NOT_FOUND
-  # when there is no such room, BUSY while the focus is moving, REFUSED with the reason when it went back.
+  # Gives the focus to a room and answers when the kernel says that it runs and every other is frozen; waits for a
+  # hand-over that is under way. NOT_FOUND when there is no such room, BUSY while it is being made or is ending,
+  # REFUSED with the reason when the focus went back.
 
   requestFocus @2 (room :Text, persona :Text) -> ()
     $callers(["umbilical"]) $deadlineMs(5000);

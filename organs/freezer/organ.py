@@ -30,7 +30,7 @@ from organs.builder.protocol import WORDS_BYTES_MAX, WORDS_MAX
 from organs.freezer import facts, focus
 from organs.freezer.focus import Act, Blocker, Effect, Event, Kernel, Phase, Step
 from organs.freezer.line import Line as BuilderLine
-from organs.freezer.policy import PERSON, Refusal
+from organs.freezer.policy import PERSON, WAITS, Refusal
 from organs.freezer.rooms import LISTENER, Peer, Room, Rooms, say
 from organs.kernel import cgroups
 from organs.kernel.cgroups import Standing, Subtree
@@ -117,6 +117,9 @@ class Freezer:
         self._turning = False
         self._moved = trio.Event()
         self._wishes: list[Wish] = []
+        self._settled = trio.Event()
+        # Persons' wishes in the order that they were asked; the first waits for the hand-over under way.
+        self._persons = trio.StrictFIFOLock()
         self._starts: dict[str, Start] = {}
         # What makes a room. It must have ended before the room can be over, or it would make it afterwards.
         self._making: dict[str, trio.CancelScope] = {}
@@ -373,6 +376,8 @@ class Freezer:
             wish.why = why
             wish.over.set()
         self._wishes.clear()
+        self._settled.set()
+        self._settled = trio.Event()
 
     # What the umbilical is told
 
@@ -397,8 +402,8 @@ class Freezer:
 
     # The interface
 
-    def _wish(self, room: str, by: str | None) -> Wish:
-        """Ask for the focus. Raises Failure when it does not move."""
+    def _wish(self, room: str, by: str | None) -> Wish | Refusal:
+        """Ask for the focus."""
         wish = Wish()
         self._refusal = None
         # Before the event: a hand-over may be over before `happen` returns.
@@ -407,7 +412,7 @@ class Freezer:
         self.happen(focus.Focus(room, by, elapsed_ms))
         if (reason := self._refusal) is not None:
             self._wishes.remove(wish)
-            raise Failure(CODES[reason], f"{room[:64]}: {reason.value}")
+            return reason
         return wish
 
     async def rooms(self, _call: object, _params: Mapping[str, object]) -> dict[str, object]:
@@ -435,7 +440,12 @@ class Freezer:
 
     async def focus(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
         """Give a room the focus; answered when it has it."""
-        wish = self._wish(str(params["persona"]), PERSON)
+        room = str(params["persona"])
+        async with self._persons:
+            while (wish := self._wish(room, PERSON)) in WAITS:
+                await self._settled.wait()  # INV-FOCUS-8
+        if isinstance(wish, Refusal):
+            raise _refused(room, wish)
         await wish.over.wait()
         if wish.why:
             raise Failure(Code.REFUSED, wish.why)
@@ -446,7 +456,9 @@ class Freezer:
         room = self._hands.find(str(params["room"]))
         if room is None or not room.facts.may_focus:  # INV-FOCUS-7
             raise Failure(Code.FORBIDDEN, "the persona was not granted to pass the focus on")
-        self._wish(str(params["persona"]), str(params["room"]))
+        wish = self._wish(str(params["persona"]), str(params["room"]))
+        if isinstance(wish, Refusal):
+            raise _refused(str(params["persona"]), wish)
         return {}
 
     async def hushed(self, _call: object, params: Mapping[str, object]) -> dict[str, object]:
@@ -563,6 +575,10 @@ def kernel(standing: Standing) -> Kernel:
     if not standing.asked:
         return Kernel.AWAKE
     return Kernel.FROZEN if standing.frozen else Kernel.FREEZING
+
+
+def _refused(room: str, reason: Refusal) -> Failure:
+    return Failure(CODES[reason], f"{room[:64]}: {reason.value}")
 
 
 def _words(value: object) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-# A room may pass the focus on this long after it moved last. A person may move it whenever none is moving: no
-# program can keep a person from their own screen, and no two rooms can toss the focus to each other all day.
+# A room may pass the focus on this long after it moved last. A person may move it at any time: no program can
+# keep a person from their own screen, and no two rooms can toss the focus to each other all day.
 ROOM_INTERVAL_MS: Final = 1000
 
 PERSON: Final = None
@@ -40,6 +40,9 @@ class Asked:
     by_focused: bool
     elapsed_ms: int
 
+
+# What a person is not refused for: it passes by itself, so the wish waits and is asked again.
+WAITS: Final = frozenset({Refusal.MOVING})
 
 # The first row whose question is answered with yes decides; if none is, the focus may move.
 MAY_NOT: Final[tuple[tuple[Refusal, Callable[[Asked], bool]], ...]] = (

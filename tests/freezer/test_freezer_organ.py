@@ -515,6 +515,60 @@ async def test_only_who_was_granted_it_passes_the_focus_on(root: Path) -> None:
         await house.until(lambda: house.freezer.state.focus == "courier")
 
 
+@pytest.mark.proves("INV-FOCUS-8")
+async def test_a_person_waits_for_a_hand_over_and_comes_before_a_room(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(focus.DEADLINE_MS, Step.HUSH, PATIENCE_S * 1000)
+    async with housed(root) as house:
+        await house.rooms("a", "b", "c")
+        house.made = {name: made(may_focus=True) for name in "abc"}
+        await house.focus("a")
+        came: list[str | None] = []
+
+        async def person(room: str) -> None:
+            await house.focus(room)
+            came.append(house.freezer.state.focus)
+
+        async def umbilical() -> None:
+            for epoch in range(1, 5):
+                await house.until(lambda epoch=epoch: house.freezer.state.epoch == epoch)  # type: ignore[misc]
+                await house.freezer.hushed(CALL, {"room": house.freezer.state.focus, "epoch": epoch})
+
+        async with trio.open_nursery() as nursery:
+            for room in "bcab":
+                nursery.start_soon(person, room)
+                await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(Failure, match="moving already") as failure:
+                await house.freezer.request_focus(CALL, {"room": "a", "persona": "c"})
+            assert failure.value.code is Code.BUSY
+            assert came == []
+            await umbilical()
+        assert came == ["b", "c", "a", "b"]
+
+
+async def test_a_wish_that_waits_in_vain_moves_nothing(root: Path) -> None:
+    """Who asks for the room that ends is told so, and who stopped asking is not served."""
+    async with housed(root) as house:
+        await house.rooms("a", "b")
+        await house.focus("a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.focus, "b")
+            await house.until(lambda: house.freezer.state.move is not None)
+            with trio.move_on_after(0.01) as gone:
+                await house.freezer.focus(CALL, {"persona": "a"})
+            assert gone.cancelled_caught
+        assert house.freezer.state.focus == "b"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.focus, "a")
+            await house.until(lambda: house.freezer.state.move is not None)
+            nursery.start_soon(partial(house.freezer.stop, CALL, {"persona": "b"}))
+            with pytest.raises(Failure) as failure:
+                await house.focus("b")
+            assert failure.value.code in (Code.NOT_FOUND, Code.BUSY)
+        assert house.freezer.state.focus == "a"
+
+
 class WithStreams(Call):
     """A call with four descriptors beside it."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from organs.freezer import focus
 from organs.freezer.focus import Step
 from organs.freezer.organ import CODES
-from organs.freezer.policy import ROOM_INTERVAL_MS, Asked, Refusal, refusal, successor
+from organs.freezer.policy import ROOM_INTERVAL_MS, WAITS, Asked, Refusal, refusal, successor
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/focus.md"
 END = "<!-- end -->"
@@ -52,7 +52,11 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def verdict(who: Mapping[str, bool], when: Mapping[str, bool | int]) -> str:
     reason = refusal(Asked(**{**FINE, **who, **when}))  # type: ignore[arg-type]  # each key has its type
-    return "**moves**" if reason is None else f"{CODES[reason].name}: {reason.value}"
+    if reason is None:
+        return "**moves**"
+    if who["by_person"] and reason in WAITS:
+        return f"**waits**: {reason.value}"
+    return f"{CODES[reason].name}: {reason.value}"
 
 
 def tables() -> dict[str, str]:
