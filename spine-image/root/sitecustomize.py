@@ -3,14 +3,14 @@
 The builder (`spine-image/spine/image/root.py`) imports what a program imports, in this interpreter, and keeps
 in tables what is the same at each start: the bytecode of all modules in one piece, in place of five hundred
 small files that are looked for along a path; the code of the methods that dataclasses and attrs write as
-text; and what regular expressions mean. What is not in a table is found, compiled and parsed as ever. And
-garbage is not looked for while modules are imported, which make none.
+text; and what regular expressions mean. What is not in a table is found, compiled and parsed as ever; most
+modules are in no other place. And garbage is not looked for while modules are imported, which make none.
 
 Touches: the finders of modules; the names `exec` in dataclasses, `compile` and `hash` in attrs, `compile` in
 re; when the collector runs; files of the verified root. Python's site imports this at each start.
 Never: runs code that is not what the same module, text or pattern would have become,
 but for one number in each hash of attrs.
-Fails: it does not; without a table everything is done as ever.
+Fails: it does not; a program without its tables finds few modules, and ends.
 """
 
 # No future statement here: what exec compiles would inherit it. Nor an import of what is in the tables.

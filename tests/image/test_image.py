@@ -1,5 +1,6 @@
 """The image as it is built: what the root holds, what the slots say, what the report claims."""
 
+import importlib.util
 import json
 import marshal
 import re
@@ -28,6 +29,16 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     # Both kinds are 300 MB of holes and 50 MB of bytes.
     for file in out.iterdir():
         file.unlink()
+
+
+@pytest.fixture(scope="module")
+def tree(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of its root."""
+    tree = tmp_path_factory.mktemp("unpacked") / "tree"
+    subprocess.run(
+        ["unsquashfs", "-quiet", "-no-progress", "-dest", tree, image / "root.squashfs"], check=True
+    )
+    return tree
 
 
 def listing(image: Path) -> dict[str, tuple[str, str]]:
@@ -175,26 +186,28 @@ def test_kernel_and_root_keep_the_promise_about_size(image: Path) -> None:
     assert total <= build.BUDGETS[str(report(image)["profile"])] <= 40_000_000
 
 
-def test_the_interpreter_of_the_root_can_import_all_of_our_modules(image: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    subprocess.run(
-        ["unsquashfs", "-quiet", "-no-progress", "-dest", root, image / "root.squashfs"],
-        capture_output=True,
-        check=True,
-    )
-    loader, libraries = root / "usr/lib64/ld-linux-x86-64.so.2", root / "usr/lib/x86_64-linux-gnu"
-    packages = root / "usr/lib/python3/dist-packages"
+def test_the_interpreter_of_the_root_can_import_all_of_our_modules(tree: Path) -> None:
+    packages = tree / root.PACKAGES
     ours = sorted(
         str(path.relative_to(packages).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         for name in ("organs", "bus")
         for path in (packages / name).rglob("*.py")
     )
     assert "organs.bay0.restart" in ours
-    code = f"import zmq, capnp, trio, sqlite3, {', '.join(ours)}"
-    env = {"PYTHONHOME": f"{root}/usr", "PYTHONPATH": str(packages)}
+    code = (
+        f"import sys, sitecustomize; sitecustomize.take(*sys.argv[1:])\n"
+        f"import zmq, capnp, trio, sqlite3, {', '.join(ours)}"
+    )
+    tables = [tree / root.SPINE / "compiled" / name for name in ("both", "zygote")]
+    python: list[str | Path] = [
+        tree / root.LOADER,
+        "--library-path",
+        tree / root.LIBRARIES,
+        tree / root.PYTHON,
+    ]
     subprocess.run(
-        [loader, "--library-path", libraries, root / "usr/bin/python3.11", "-S", "-B", "-c", code],
-        env=env,
+        [*python, "-P", "-s", "-S", "-B", "-c", code, *tables],
+        env={"PYTHONHOME": f"{tree}/usr", "PYTHONPATH": str(packages)},
         cwd="/",
         check=True,
     )
@@ -267,13 +280,7 @@ print(json.dumps([sizes, missed, [str(key) for table in tables.values() for key 
 """
 
 
-def test_a_program_of_the_image_finds_all_that_it_imports_and_compiles_in_its_tables(
-    image: Path, tmp_path: Path
-) -> None:
-    tree = tmp_path / "tree"
-    subprocess.run(
-        ["unsquashfs", "-quiet", "-no-progress", "-dest", tree, image / "root.squashfs"], check=True
-    )
+def test_a_program_of_the_image_finds_all_that_it_imports_and_compiles_in_its_tables(tree: Path) -> None:
     for program in root.PROGRAMS:
         words = root.imported(program, (tree / root.SPINE / "manifest.toml").read_bytes())
         tables = [tree / root.SPINE / "compiled" / name for name in ("both", program)]
@@ -291,25 +298,49 @@ def test_a_program_of_the_image_finds_all_that_it_imports_and_compiles_in_its_ta
         assert (missed, left) == ([], [])
 
 
-def test_what_the_tables_do_not_have_is_compiled_and_found_as_ever(image: Path, tmp_path: Path) -> None:
-    """The same program with tables of nothing, and with no tables."""
-    tree = tmp_path / "tree"
-    subprocess.run(
-        ["unsquashfs", "-quiet", "-no-progress", "-dest", tree, image / "root.squashfs"], check=True
-    )
-    nothing = tmp_path / "nothing"
-    nothing.write_bytes(marshal.dumps({"modules": {}, "texts": {}, "scripts": {}, "patterns": {}}))
+def test_what_the_tables_do_not_have_is_compiled_and_found_as_ever(tree: Path, tmp_path: Path) -> None:
+    """The same program with tables of nothing but modules; then what it imports later, of no table."""
+    tables = []
+    for name in ("both", "bay0"):
+        modules = marshal.loads((tree / root.SPINE / "compiled" / name).read_bytes())["modules"]
+        tables.append(tmp_path / name)
+        tables[-1].write_bytes(
+            marshal.dumps({"modules": modules, "texts": {}, "scripts": {}, "patterns": {}})
+        )
     python: list[str | Path] = [tree / root.LOADER, "--library-path", tree / root.LIBRARIES]
     code = (
-        "import sys, sitecustomize; taken = sitecustomize.take(sys.argv[1]);"
-        "import organs.bay0.__main__, re; print(taken is None, re.sub('b+', 'x', 'abbc'))"
+        "import sys, sitecustomize; taken = sitecustomize.take(*sys.argv[1:]);"
+        "import organs.bay0.__main__, re; print(taken is None, re.sub('b+', 'x', 'abbc'));"
+        "import threading, subprocess, logging, pprint"
     )
-    for file, said in ((nothing, "False axc"), (tmp_path / "none", "True axc")):
-        done = subprocess.run(
-            [*python, tree / root.PYTHON, "-P", "-s", "-S", "-B", "-c", code, file],
+    if (tree / root.PACKAGES / "organs/bay0/probes.py").exists():
+        code += ", organs.bay0.probes"
+
+    def said(*files: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*python, tree / root.PYTHON, "-P", "-s", "-S", "-B", "-c", code, *files],
             env={"PYTHONHOME": f"{tree}/usr", "PYTHONPATH": str(tree / root.PACKAGES)},
             capture_output=True,
-            check=True,
+            check=False,
             text=True,
         )
-        assert done.stdout.strip() == said
+
+    with_tables = said(*tables)
+    assert (with_tables.stdout.strip(), with_tables.returncode) == ("False axc", 0), with_tables.stderr
+    without = said(tmp_path / "none")
+    assert "ModuleNotFoundError" in without.stderr
+    assert without.returncode == 1
+
+
+def test_a_module_that_a_program_has_in_its_table_is_not_in_the_root_twice(tree: Path) -> None:
+    """But for modules of the standard library, which the other program may ask for later."""
+    kept = {path.relative_to(tree) for path in tree.rglob("*.pyc")}
+    for table in ("both", "zygote"):
+        modules = marshal.loads((tree / root.SPINE / "compiled" / table).read_bytes())["modules"]
+        places = [Path(place) for place, *_ in modules.values()]
+        if table == "zygote":
+            places = [place for place in places if not place.is_relative_to(f"/{root.STDLIB}")]
+        assert len(places) > 50
+        for place in places:
+            files = place.with_suffix(".pyc"), Path(importlib.util.cache_from_source(str(place)))
+            assert not kept & {file.relative_to("/") for file in files}

@@ -46,10 +46,11 @@ main()
 """
 
 # 128 KiB: a page fault decompresses at most this much; larger blocks make small modules slow to reach (tried:
-# 1 MiB doubles the time of the organs' imports under emulation). Level 15 packs in half the time of 19 and
-# costs 1 % of size; how fast it opens is the same. No fragments: a block that many small files share is
-# unpacked anew for each that is read once the kernel has forgotten it, and it remembers three.
-SQUASH = ("-comp", "zstd", "-Xcompression-level", "15", "-b", "131072", "-no-fragments")
+# 1 MiB doubles the time of the organs' imports under emulation). LZ4 takes a third more room than zstd and
+# far fewer instructions to unpack, which every boot and every room waits for. No fragments: a block that many
+# small files share is unpacked anew for each that is read once the kernel has forgotten it, and it remembers
+# three.
+SQUASH = ("-comp", "lz4", "-Xhc", "-b", "131072", "-no-fragments")
 SQUASH_FIXED = ("-all-root", "-no-xattrs", "-no-exports", "-noappend", "-no-progress", "-quiet")
 
 # Runs inside the image's own interpreter: {directory to strip} {keep the sources?}, paths on standard input.
@@ -332,7 +333,10 @@ def _compile(tree: Path, modules: list[str], *, keep_source: bool) -> None:
 
 
 def _tables(tree: Path, manifest: bytes) -> dict[str, bytes]:
-    """What each program imports, compiles and parses at its start, and apart what both import, as tables."""
+    """What each program imports, compiles and parses at its start, and apart what both import, as tables.
+
+    The bytecode that the other program cannot ask for lies in its table only, and no more in the tree.
+    """
     asked = {}
     for program in PROGRAMS:
         words = (str(tree), str(tree / PACKAGES), *imported(program, manifest))
@@ -344,10 +348,17 @@ def _tables(tree: Path, manifest: bytes) -> dict[str, bytes]:
     asked["both"] = {**nothing, "modules": [each for each in second["modules"] if each[0] in names]}
     for program in PROGRAMS:
         asked[program]["modules"] = [each for each in asked[program]["modules"] if each[0] not in names]
-    return {
+    tables = {
         name: _python(tree, _TABLE, stdin=repr(each).encode(), what="its tables cannot be made")
         for name, each in asked.items()
     }
+    for _, _, cached, _ in asked["both"]["modules"]:
+        Path(cached).unlink()
+    for _, _, cached, _ in asked["zygote"]["modules"]:
+        # bay0 has nothing but the standard library and its own; of that it may import more later.
+        if not Path(cached).is_relative_to(tree / STDLIB):
+            Path(cached).unlink()
+    return tables
 
 
 def _python(tree: Path, program: str, *words: str, stdin: bytes = b"", what: str) -> bytes:
