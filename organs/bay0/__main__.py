@@ -24,6 +24,7 @@ from typing import Final, NoReturn
 
 from organs import layout
 from organs.bay0 import clock, control, ground, lasting, pace, rings, screen, state, stop, switchboard
+from organs.bay0.ahead import Ahead
 from organs.bay0.child import Child
 from organs.bay0.children import Children, Panic, send
 from organs.bay0.loop import Loop, Signals, now_ms
@@ -59,6 +60,7 @@ class Bay0:
         listeners: Mapping[str, Mapping[str, socket.socket]],
         lasting: Mapping[str, Mapping[str, int]],
         log_group: int,
+        ahead: Ahead | None,
     ) -> None:
         self._report, self._release, self._ground, self._missing = report, release, where, missing
         self._policy = manifest.spine
@@ -74,6 +76,7 @@ class Bay0:
             listeners=listeners,
             lasting=lasting,
             log_group=log_group,
+            ahead=ahead,
             on_ask=self._on_ask,
         )
         self._state_file = state.StateFile(layout.ORGANS_JSON)
@@ -259,7 +262,7 @@ class Bay0:
         raise Panic(f"the kernel came back from {word}")
 
 
-def boot(report: Report) -> Bay0:
+def boot(report: Report, ahead: Ahead | None) -> Bay0:
     """From the kernel's hand-over to the first loop turn. Raises what the failing step raises."""
     mounts.early()
     release = state.read_release(layout.RELEASE)
@@ -281,7 +284,7 @@ def boot(report: Report) -> Bay0:
     # Keys and generations of the whole boot come from this pool: wait until it is full.
     os.getrandom(ENTROPY_BYTES)
     report.stage("entropy")
-    missing = cgroups.prepare()
+    missing = cgroups.prepare(ahead and ahead.pid)
     if missing and machine:
         raise Panic(f"the kernel has no cgroup controller {', '.join(missing)}")
     for organ in manifest.organs.values():
@@ -292,7 +295,7 @@ def boot(report: Report) -> Bay0:
     report.stage("bus")
     kept = lasting.make(manifest.organs)
     lacking = (*where.missing, *(f"cgroup.{name}" for name in missing))
-    return Bay0(report, release, where, lacking, manifest, listeners, kept, log_group)
+    return Bay0(report, release, where, lacking, manifest, listeners, kept, log_group, ahead)
 
 
 def _ask_firmware(report: Report, where: ground.Ground) -> ground.Ground:
@@ -314,8 +317,8 @@ def _make_folders(manifest: Manifest) -> int:
     return group
 
 
-def main() -> NoReturn:
-    """PID 1."""
+def main(ahead: Ahead | None = None) -> NoReturn:
+    """PID 1, with the zygote's interpreter that was started before this module was read."""
     report = Report()
 
     def defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -328,7 +331,7 @@ def main() -> NoReturn:
     # The one place where every way out of PID 1 ends, so that none is silent.
     sys.excepthook = defect
     os.umask(0o022)
-    boot(report).run()
+    boot(report, ahead).run()
 
 
 if __name__ == "__main__":

@@ -71,12 +71,22 @@ class Child:
 
     def open_pipes(self, loop: Loop) -> dict[str, int]:
         """Make the status and log pipes; the child's ends by name."""
-        self.status, status = os.pipe2(os.O_CLOEXEC)
-        self.stderr, stderr = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.status, False)
-        os.set_blocking(self.stderr, False)
-        loop.add(self.stderr, lambda: self._pump(loop))
+        ours, status = os.pipe2(os.O_CLOEXEC)
+        try:
+            log, stderr = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            os.close(ours)
+            os.close(status)
+            raise
+        self.take_pipes(loop, ours, log)
         return {"status": status, "stderr": stderr}
+
+    def take_pipes(self, loop: Loop, status: int, stderr: int) -> None:
+        """Read these pipes from now on."""
+        self.status, self.stderr = status, stderr
+        os.set_blocking(status, False)
+        os.set_blocking(stderr, False)
+        loop.add(stderr, lambda: self._pump(loop))
 
     def open_control(self) -> dict[str, int]:
         """Make the control socket, when the stanza has one; the child's end by name."""

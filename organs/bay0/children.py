@@ -17,6 +17,7 @@ from typing import Final
 
 from organs import layout
 from organs.bay0 import control, pace, request, restart
+from organs.bay0.ahead import Ahead
 from organs.bay0.child import Child, close, ending
 from organs.bay0.ground import Ground
 from organs.bay0.line import Answer, Line, Over, start_zygote
@@ -64,9 +65,10 @@ class Children:
         listeners: Mapping[str, Mapping[str, socket.socket]],
         lasting: Mapping[str, Mapping[str, int]],
         log_group: int,
+        ahead: Ahead | None,
         on_ask: OnAsk,
     ) -> None:
-        self._loop, self._report, self._ground = loop, report, ground
+        self._loop, self._report, self._ground, self._ahead = loop, report, ground, ahead
         self._policy, self._on_ask = manifest.spine, on_ask
         self._listeners, self._lasting = listeners, lasting
         self.factor = pace.SCALE_MAX  # until the zygote has shown how fast this ground is
@@ -185,6 +187,9 @@ class Children:
     # Starting
 
     def _start_zygote(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and self._adopt(ahead):
+            return
         fds = self.zygote.open_pipes(self._loop)
         self._listen_to_status(self.zygote)
         try:
@@ -195,6 +200,23 @@ class Children:
             raise
         finally:
             close(fds)
+
+    def _adopt(self, ahead: Ahead) -> bool:
+        """Make the process that was started ahead the zygote, if it still lives."""
+        zygote = self.zygote
+        try:
+            signal.pidfd_send_signal(ahead.pidfd, 0)
+            zygote.cgroup.take(ahead.pid)
+        except OSError as error:
+            self._report.say(f"zygote: not started ahead: {error}")
+            processes.kill(ahead.pidfd, signal.SIGKILL)
+            ahead.close()
+            return False
+        zygote.pid, zygote.pidfd, zygote.since_ms = ahead.pid, ahead.pidfd, ahead.since_ms
+        zygote.take_pipes(self._loop, ahead.status, ahead.stderr)
+        self._listen_to_status(zygote)
+        self._line.take(socket.socket(fileno=ahead.line), self._on_answer)
+        return True
 
     def _start_organ(self, child: Child) -> None:
         assert child.organ is not None

@@ -14,17 +14,12 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from organs.bay0 import request
+from organs.bay0.ahead import COMMAND, ENVIRONMENT, FD_PARKING
 from organs.bay0.loop import Callback, Loop
 from organs.bay0.request import Made, Request
 from organs.kernel import processes
-
-COMMAND: Final = ("-I", "-m", "organs.bay0.zygote")
-ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
-# Above every descriptor that is put in its place, so that none is overwritten before it is moved.
-FD_PARKING: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +58,16 @@ class Line:
 
     def connect(self, on_answer: Callback) -> socket.socket:
         """A new line; the zygote's end."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.take(ours, on_answer)
+        return theirs
+
+    def take(self, ours: socket.socket, on_answer: Callback) -> None:
+        """A line whose other end a zygote has already."""
         assert self._socket is None
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._socket = ours
         self._socket.setblocking(False)
         self._loop.add(self._socket.fileno(), on_answer)
-        return theirs
 
     def ask(self, asked: Request, fds: Mapping[str, int]) -> None:
         """Ask for one organ, its descriptors in the request's order. Raises OSError when it is not taken."""

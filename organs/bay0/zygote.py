@@ -48,6 +48,8 @@ OWN_CAPABILITIES: Final = frozenset({"SYS_ADMIN", "CHOWN", "FOWNER", "SETUID", "
 
 def main() -> NoReturn:
     """Warm up, say so, then make organs until bay0 closes its end."""
+    # Nothing that is mounted is used until an organ is asked for: it may not be there yet.
+    os.umask(0o022)
     manifest = load(layout.MANIFEST)
     processes.rename("zygote")
     privileges.allow_descriptors(max(organ.nofile_max for organ in manifest.organs.values()))

@@ -20,13 +20,17 @@ CONTROLLERS: Final = ("memory", "pids", "cpu")
 FACTS: Final = "user.spine"
 
 
-def prepare() -> list[str]:
+def prepare(beside: int | None = None) -> list[str]:
     """Move PID 1 into a leaf and enable the controllers below the root; the controllers that are missing.
 
-    A cgroup with processes of its own cannot give controllers to its children, so PID 1 moves first.
+    A cgroup with processes of its own cannot give controllers to its children, so PID 1 moves first, and with
+    it the process `beside` it, if that still lives.
     """
     os.makedirs(f"{ROOT}/bay0", exist_ok=True)
     _write(f"{ROOT}/bay0", "cgroup.procs", "0")
+    if beside is not None:
+        with contextlib.suppress(ProcessLookupError):
+            _write(f"{ROOT}/bay0", "cgroup.procs", str(beside))
     with open(f"{ROOT}/cgroup.controllers", encoding="ascii") as file:
         offered = file.read().split()
     enabled = [name for name in CONTROLLERS if name in offered]
@@ -76,6 +80,10 @@ class Cgroup:
             os.rmdir(self.path)
             self.fd = self._make()
             self._killed = False
+
+    def take(self, pid: int) -> None:
+        """Move a process into it. What memory it has got by then stays counted where it was. Raises OSError."""
+        _write(self.path, "cgroup.procs", str(pid))
 
     def kill(self) -> None:
         """SIGKILL to everything in it, at once and without a race against fork."""

@@ -189,7 +189,7 @@ def lay_extra(extra: Path, manifest: str, pairs: list[list[str]], fds: list[list
     )
     program = extra / "bin/bay0"
     program.parent.mkdir()
-    program.write_text("#!/usr/bin/python3.11 -I\nfrom organs.bay0.__main__ import main\n\nmain()\n")
+    program.write_bytes(root.BAY0)
     program.chmod(0o755)
 
 

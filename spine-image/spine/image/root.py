@@ -40,9 +40,13 @@ LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
 BAY0 = b"""\
 #!/usr/bin/python3.11 -I
+from organs.bay0.ahead import start
+
+ahead = start()
+
 from organs.bay0.__main__ import main
 
-main()
+main(ahead)
 """
 
 # 128 KiB: a page fault decompresses at most this much; larger blocks make small modules slow to reach (tried:
