@@ -1,7 +1,7 @@
 """Starts the first zygote's interpreter before bay0 imports what it needs itself: each has a processor.
 
-Half of a boot are imports, and most of those the zygote's. So its process is spawned first, with bay0's ends of
-its pipes kept here; bay0 adopts it when there is a cgroup to put it in. Every later zygote is born in its own.
+Half of a boot are imports, and most of those the zygote's. So its process is spawned first, with bay0's
+ends of its pipes kept here; bay0 adopts it when there is a cgroup to put it in.
 Touches: two pipes, a socket pair, posix_spawn. Nothing is mounted yet, and no message can be kept.
 Never: waits; imports what takes long (so `_socket`, not socket); gives the zygote a descriptor of ours.
 Fails: it does not. With no early zygote bay0 starts one as it starts all others, and says what is wrong then.
@@ -67,7 +67,7 @@ def _start(opened: list[int]) -> Ahead:
     # What bay0 was started with (in a container: the operator's port) is not the zygote's.
     actions: list[tuple[int, int, int] | tuple[int, int]]
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(parked)]
-    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in range(len(parked), FD_PARKING)]
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in range(len(parked), FD_PARKING)]  # INV-PRIV-5
     since_ms = time.monotonic_ns() // 10**6
     pid = os.posix_spawn(sys.executable, [sys.executable, *COMMAND], ENVIRONMENT, file_actions=actions)
     pidfd = os.pidfd_open(pid)

@@ -27,7 +27,7 @@ from organs.bay0.request import Made, Request
 from organs.bay0.restart import Effect, Event, Phase
 from organs.bay0.rings import Ring
 from organs.bay0.state import ChildFacts
-from organs.kernel import processes
+from organs.kernel import processes, rights
 from organs.kernel.cgroups import Cgroup
 from organs.manifest import CPU_WEIGHT, Manifest
 
@@ -205,7 +205,9 @@ class Children:
         """Make the process that was started ahead the zygote, if it still lives."""
         zygote = self.zygote
         try:
-            signal.pidfd_send_signal(ahead.pidfd, 0)
+            # Whoever died before PID 1 heard of deaths is told of by nobody.
+            if processes.dead(ahead.pidfd):
+                raise ProcessLookupError("it is dead")
             zygote.cgroup.take(ahead.pid)
         except OSError as error:
             self._report.say(f"zygote: not started ahead: {error}")
@@ -293,9 +295,7 @@ class Children:
         assert child.control is not None
         fds: list[int] = []
         try:
-            datagram, fds, _, _ = socket.recv_fds(
-                child.control, control.DATAGRAM_BYTES_MAX, ASK_DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
-            )
+            datagram, fds, _ = rights.receive(child.control, control.DATAGRAM_BYTES_MAX, ASK_DESCRIPTORS_MAX)
         except OSError:
             datagram = b""
         if datagram:

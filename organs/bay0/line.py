@@ -19,7 +19,7 @@ from organs.bay0 import request
 from organs.bay0.ahead import COMMAND, ENVIRONMENT, FD_PARKING
 from organs.bay0.loop import Callback, Loop
 from organs.bay0.request import Made, Request
-from organs.kernel import processes
+from organs.kernel import processes, rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Line:
         """The next answer, if there is one."""
         assert self._socket is not None
         try:
-            datagram, fds, _, _ = socket.recv_fds(self._socket, request.DATAGRAM_BYTES_MAX, 1)
+            datagram, fds, _ = rights.receive(self._socket, request.DATAGRAM_BYTES_MAX, 1)  # INV-PRIV-5
             if not datagram:
                 return Over(None)
             made = request.decode_made(datagram)

@@ -31,7 +31,7 @@ from organs.bay0.request import (
     Request,
     decode_request,
 )
-from organs.kernel import mounts, network, privileges, processes, seccomp
+from organs.kernel import mounts, network, privileges, processes, rights, seccomp
 from organs.manifest import CAPABILITIES, Organ, load
 from organs.pulse import until_beat_ms
 
@@ -70,7 +70,7 @@ def main() -> NoReturn:
     os.write(STATUS_FD, b"R")
     while True:
         if readable.poll(until_beat_ms(time.monotonic_ns(), manifest.spine.heartbeat_ms)):
-            datagram, fds, _, _ = socket.recv_fds(bay0, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX)
+            datagram, fds, _ = rights.receive(bay0, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX)
             if not datagram:
                 os._exit(0)
             request = decode_request(datagram)

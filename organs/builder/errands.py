@@ -31,7 +31,7 @@ from organs.builder.protocol import (
     Room,
     Started,
 )
-from organs.kernel import privileges, processes
+from organs.kernel import privileges, processes, rights
 from organs.kernel.nodes import Missing
 
 # A large image on a slow machine takes seconds. Nobody waits for the builder meanwhile but who asked.
@@ -184,9 +184,7 @@ class Errands:
     def _word(self, errand: _Errand) -> tuple[Answer, list[int]]:
         """What the errand said before it ended."""
         try:
-            datagram, fds, _, _ = socket.recv_fds(
-                errand.line, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
-            )
+            datagram, fds, _ = rights.receive(errand.line, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX)
         except OSError:
             datagram, fds = b"", []
         if not datagram:

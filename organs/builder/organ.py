@@ -43,7 +43,7 @@ from organs.builder.protocol import (
     Welcome,
 )
 from organs.builder.verdict import PREFIX
-from organs.kernel import blocks, cgroups, devicemapper, loops, rootfs
+from organs.kernel import blocks, cgroups, devicemapper, loops, rights, rootfs
 from organs.kernel.devicemapper import DeviceMapper
 from organs.kernel.nodes import Missing, Nodes
 from organs.pulse import until_beat_ms
@@ -287,9 +287,7 @@ class LineGone(OSError):
 def hear(line: socket.socket, builder: Builder) -> bool:
     """One datagram of the line, and the answer to it, if it is due now. False when there was nothing."""
     try:
-        datagram, fds, flags, _ = socket.recv_fds(
-            line, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-        )
+        datagram, fds, flags = rights.receive(line, DATAGRAM_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from organs.builder.furnishing import CAPABILITIES, PATH
-from organs.kernel import namespaces, privileges, seccomp, terminals
+from organs.kernel import namespaces, privileges, rights, seccomp, terminals
 from organs.kernel.bpf import Prepared
 from organs.kernel.syscalls import ROOM, ROOM_NETWORK
 from organs.manifest import CAPABILITIES as ALL
@@ -102,7 +102,7 @@ def wait_for_standard(line: socket.socket) -> list[int]:
     """
     try:
         namespaces.own_cgroup_view()
-        _, fds, _, _ = socket.recv_fds(line, 1, len(STANDARD), socket.MSG_CMSG_CLOEXEC)
+        _, fds, _ = rights.receive(line, 1, len(STANDARD))
     except OSError:
         os._exit(EXIT_KERNEL)
     if len(fds) != len(STANDARD):

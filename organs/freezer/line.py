@@ -24,6 +24,7 @@ import trio
 from bus.envelope import Code, Failure
 from organs.builder import protocol
 from organs.builder.protocol import Answer, Hello, Refusal, Refused, Release, Request, Unreadable, Welcome
+from organs.kernel import rights
 
 CODES: Final = {
     Refusal.INVALID: Code.INVALID,
@@ -76,14 +77,10 @@ class Line:
                 self._take(answer, fds)
 
     async def _receive(self) -> tuple[bytes, tuple[int, ...]]:
-        fds: array.array[int] = array.array("i")
-        room = socket.CMSG_SPACE(protocol.DESCRIPTORS_MAX * fds.itemsize)
         datagram, ancillary, flags, _ = await self._socket.recvmsg(
-            protocol.DATAGRAM_BYTES_MAX, room, socket.MSG_CMSG_CLOEXEC
+            protocol.DATAGRAM_BYTES_MAX, rights.space(protocol.DESCRIPTORS_MAX), socket.MSG_CMSG_CLOEXEC
         )
-        for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        fds = rights.found(ancillary)
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             _close(fds)
             return b"", ()
@@ -149,8 +146,8 @@ class Line:
         number = self._last
         question = self._questions[number] = _Question(self._builder)
         try:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            await self._socket.sendmsg([protocol.encode(make(number, self._own, self._builder))], rights)
+            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            await self._socket.sendmsg([protocol.encode(make(number, self._own, self._builder))], beside)
             await question.over.wait()
         except trio.Cancelled:
             # The answer may have come in the same moment.

@@ -82,7 +82,7 @@ class Cgroup:
             self._killed = False
 
     def take(self, pid: int) -> None:
-        """Move a process into it. What memory it has got by then stays counted where it was. Raises OSError."""
+        """Move a process into it. What memory it has by then stays counted where it was. Raises OSError."""
         _write(self.path, "cgroup.procs", str(pid))
 
     def kill(self) -> None:

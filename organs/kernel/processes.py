@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import signal
 from collections.abc import Iterator
 from typing import Final
@@ -100,6 +101,13 @@ def kill(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return
+
+
+def dead(pidfd: int) -> bool:
+    """Whether the process behind a pidfd has ended, reaped or not."""
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    return bool(ended.poll(0))
 
 
 def kill_session(pid: int, pidfd: int) -> None:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from spine.image.root import BAY0
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 # A loaded build machine is slow; nothing here depends on being fast.
@@ -173,7 +175,9 @@ def loop_device(file: Path, *options: str) -> Iterator[str]:
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
-def lay_extra(extra: Path, manifest: str, pairs: list[list[str]], fds: list[list[str]], image: str) -> None:
+def lay_extra(
+    extra: Path, manifest: str, pairs: list[list[str]], fds: list[list[str]], image: str, bay0: bytes
+) -> None:
     """What the image has and this host's /usr has not: the organs, the library, the program."""
     packages = extra / "lib/python3/dist-packages"
     shutil.copytree(ROOT / "organs", packages / "organs", ignore=shutil.ignore_patterns("__pycache__"))
@@ -189,7 +193,7 @@ def lay_extra(extra: Path, manifest: str, pairs: list[list[str]], fds: list[list
     )
     program = extra / "bin/bay0"
     program.parent.mkdir()
-    program.write_bytes(root.BAY0)
+    program.write_bytes(bay0)
     program.chmod(0o755)
 
 
@@ -202,11 +206,12 @@ def running(
     devices: Mapping[str, str] | None = None,
     spine: str = SPINE,
     image: str = "development",
+    bay0: bytes = BAY0,
 ) -> Iterator[Spine]:
     """Run bay0 with these stanzas; what is left of it afterwards is killed, and nothing of it stays."""
     extra, root = folder / "extra", folder / "root"
     root.mkdir()
-    lay_extra(extra, spine + "".join(organs), pairs or [], fds or [], image)
+    lay_extra(extra, spine + "".join(organs), pairs or [], fds or [], image, bay0)
     cgroup = cgroup_root() / f"spine-test-{os.getpid()}-{folder.name}"
     cgroup.mkdir()
     port_path = f"/tmp/spine-test-{os.getpid()}.port"

@@ -22,6 +22,7 @@ from organs import layout
 from organs.bay0.zygote import OWN_CAPABILITIES
 from organs.kernel import realtime
 from organs.manifest import CAPABILITIES
+from spine.image.root import BAY0
 from tests.bay0.spine import (
     GATE,
     INTEGRITY,
@@ -149,6 +150,50 @@ def test_the_zygote_holds_what_making_organs_takes(tmp_path: Path) -> None:
         for key in ("CapPrm", "CapEff", "CapBnd"):
             assert int(facts[key], 16) == mask & int(status(os.getpid())["CapBnd"], 16), key
         assert int(facts["CapInh"], 16) == int(facts["CapAmb"], 16) == 0
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    return {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+
+
+@pytest.mark.proves("INV-PRIV-5")
+def test_the_first_zygote_starts_before_all_else_and_holds_no_more_than_a_later_one(tmp_path: Path) -> None:
+    with running(tmp_path, ALPHA, OPERATOR) as spine:
+        for number in (1, 2):
+            spine.wait_ready("alpha", number)
+            spine.wait_ready("operator")
+            pid = spine.host_pid("zygote")
+            # In its own namespace the first is the first process after PID 1.
+            assert (status(pid)["NSpid"].split()[-1] == "2") == (number == 1)
+            held = descriptors(pid)
+            kinds = {fd: place.partition(":")[0] for fd, place in held.items()}
+            assert kinds == {0: "/dev/null", 1: "pipe", 2: "pipe", 3: "socket", 4: "pipe"}, str(held)
+            assert status(pid)["Umask"] == "0022"
+            assert (spine.cgroup / "bay0/cgroup.procs").read_text().split() == [str(spine.pid)]
+            spine.kill("zygote")
+            spine.kill("alpha")
+        assert spine.child("zygote")["generation"] == 2
+
+
+KILLED = b"ahead = start()\nimport os\nos.kill(ahead.pid, 9)\nos.waitid(os.P_PID, ahead.pid, os.WEXITED%s)\n"
+
+
+@pytest.mark.parametrize(
+    ("instead", "said"),
+    [
+        pytest.param(KILLED % b"", True, id="gone"),
+        pytest.param(KILLED % b" | os.WNOWAIT", True, id="dead"),
+        pytest.param(b"ahead = None\n", False, id="never there"),
+    ],
+)
+def test_a_zygote_that_was_not_started_ahead_is_started_as_ever(
+    tmp_path: Path, instead: bytes, said: bool
+) -> None:
+    with running(tmp_path, ALPHA, bay0=BAY0.replace(b"ahead = start()\n", instead)) as spine:
+        spine.wait_ready("alpha")
+        assert spine.child("zygote")["generation"] == 1
+        assert ("not started ahead" in spine.console()) == said
+        assert descriptors(spine.host_pid("zygote")).keys() == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.proves("INV-STATE-1")

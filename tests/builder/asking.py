@@ -14,6 +14,7 @@ from pathlib import Path
 
 from organs.builder import protocol
 from organs.builder.protocol import Answer, Device, Made, Refusal, Refused, Request, Verity, Welcome
+from organs.kernel import rights
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDING = ROOT / "tests/builder/standing.py"
@@ -62,7 +63,7 @@ class Freezer:
         socket.send_fds(self.ours, [protocol.encode(request)], fds)
 
     def hear(self) -> tuple[Answer, list[int]]:
-        datagram, fds, _, _ = socket.recv_fds(self.ours, protocol.DATAGRAM_BYTES_MAX, 16)
+        datagram, fds, _ = rights.receive(self.ours, protocol.DATAGRAM_BYTES_MAX, 16)
         return protocol.decode_answer(datagram), fds
 
     def forget(self) -> None:
@@ -72,7 +73,7 @@ class Freezer:
         """
         while readable := select.select([self.ours, self.theirs], [], [], 0)[0]:
             for end in readable:
-                _, fds, _, _ = socket.recv_fds(end, protocol.DATAGRAM_BYTES_MAX, 16, socket.MSG_CMSG_CLOEXEC)
+                _, fds, _ = rights.receive(end, protocol.DATAGRAM_BYTES_MAX, 16)
                 for fd in fds:
                     os.close(fd)
 

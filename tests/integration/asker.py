@@ -32,6 +32,7 @@ from organs.builder.protocol import (
     Verity,
     Welcome,
 )
+from organs.kernel import rights
 
 BLOCK, BLOCKS = 4096, 8
 SALT = b"salt of a test"
@@ -60,7 +61,7 @@ def tell(fact: str, value: object) -> None:
 
 
 def hear(line: socket.socket) -> tuple[Answer, list[int]]:
-    datagram, fds, _, _ = socket.recv_fds(line, protocol.DATAGRAM_BYTES_MAX, protocol.DESCRIPTORS_MAX)
+    datagram, fds, _ = rights.receive(line, protocol.DATAGRAM_BYTES_MAX, protocol.DESCRIPTORS_MAX)
     return protocol.decode_answer(datagram), fds
 
 
