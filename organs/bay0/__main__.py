@@ -284,7 +284,7 @@ def boot(report: Report, ahead: Ahead | None) -> Bay0:
     # Keys and generations of the whole boot come from this pool: wait until it is full.
     os.getrandom(ENTROPY_BYTES)
     report.stage("entropy")
-    missing = cgroups.prepare(ahead and ahead.pid)
+    missing = cgroups.prepare(ahead.pid if ahead is not None else None)
     if missing and machine:
         raise Panic(f"the kernel has no cgroup controller {', '.join(missing)}")
     for organ in manifest.organs.values():

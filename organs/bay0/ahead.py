@@ -3,7 +3,7 @@
 Half of a boot are imports, and most of those the zygote's. So its process is spawned first, with bay0's
 ends of its pipes kept here; bay0 adopts it when there is a cgroup to put it in.
 Touches: two pipes, a socket pair, posix_spawn. Nothing is mounted yet, and no message can be kept.
-Never: waits; imports what takes long (so `_socket`, not socket); gives the zygote a descriptor of ours.
+Never: waits; imports what takes long (neither socket nor typing); gives the zygote a descriptor of ours.
 Fails: it does not. With no early zygote bay0 starts one as it starts all others, and says what is wrong then.
 """
 
@@ -14,24 +14,20 @@ import fcntl
 import os
 import sys
 import time
-from typing import Final, NamedTuple
 
-COMMAND: Final = ("-I", "-m", "organs.bay0.zygote")
-ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
+COMMAND = ("-I", "-m", "organs.bay0.zygote")
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
 # Above every descriptor that is put in its place, so that none is overwritten before it is moved.
-FD_PARKING: Final = 64
+FD_PARKING = 64
 
 
-class Ahead(NamedTuple):
+class Ahead:
     """A process that becomes the zygote, and bay0's ends of its descriptors."""
 
-    pid: int
-    pidfd: int
-    line: int
-    status: int
-    stderr: int
-    # CLOCK_MONOTONIC: how long its imports take is the measure of this ground.
-    since_ms: int
+    def __init__(self, pid: int, pidfd: int, line: int, status: int, stderr: int, since_ms: int) -> None:
+        """`since_ms`, of CLOCK_MONOTONIC: how long its imports take is the measure of this ground."""
+        self.pid, self.pidfd, self.since_ms = pid, pidfd, since_ms
+        self.line, self.status, self.stderr = line, status, stderr
 
     def close(self) -> None:
         """Let go of it."""

@@ -1,4 +1,4 @@
-"""Descriptors beside a datagram: none goes on into a program, none is lost unsaid, nobody waits who would not."""
+"""Descriptors beside a datagram: closed on exec, none is lost unsaid, and no wait that was not asked for."""
 
 from __future__ import annotations
 
