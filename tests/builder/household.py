@@ -142,7 +142,7 @@ class Household:
             "-quiet",
             "-no-progress",
             "-comp",
-            "zstd",
+            "lz4",
             "-b",
             "128K",
             *words,

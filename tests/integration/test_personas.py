@@ -50,7 +50,7 @@ def made(
         tree,
         squashed,
         "-comp",
-        "zstd",
+        "lz4",
         "-b",
         "131072",
         "-all-root",
