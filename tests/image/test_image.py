@@ -194,10 +194,7 @@ def test_the_interpreter_of_the_root_can_import_all_of_our_modules(tree: Path) -
         for path in (packages / name).rglob("*.py")
     )
     assert "organs.bay0.restart" in ours
-    code = (
-        f"import sys, sitecustomize; sitecustomize.take(*sys.argv[1:])\n"
-        f"import zmq, capnp, trio, sqlite3, {', '.join(ours)}"
-    )
+    code = f"{TAKE}import zmq, capnp, trio, sqlite3, {', '.join(ours)}"
     tables = [tree / root.SPINE / "compiled" / name for name in ("both", "zygote")]
     python: list[str | Path] = [
         tree / root.LOADER,
@@ -206,7 +203,7 @@ def test_the_interpreter_of_the_root_can_import_all_of_our_modules(tree: Path) -
         tree / root.PYTHON,
     ]
     subprocess.run(
-        [*python, "-P", "-s", "-S", "-B", "-c", code, *tables],
+        [*python, "-P", "-s", "-S", "-B", "-c", code, tree, *tables],
         env={"PYTHONHOME": f"{tree}/usr", "PYTHONPATH": str(packages)},
         cwd="/",
         check=True,
@@ -238,6 +235,15 @@ def test_a_seeded_change_reaches_the_root_and_leaves_the_tree_alone(tmp_path: Pa
     assert made["rootHash"] != build.build(tmp_path, root_only=True, progress=Progress())["rootHash"]
 
 
+# Takes the tables of a tree that lies elsewhere: where it lies, then the tables.
+TAKE = """\
+import sys, sitecustomize
+root, *files = sys.argv[1:]
+taken = sitecustomize.take(*files)
+for finder in sys.meta_path:
+    if type(finder) is sitecustomize.Modules:
+        finder.table.update({name: (root + place, *rest) for name, (place, *rest) in finder.table.items()})
+"""
 # What it imports is run by the interpreter of the image, in a tree of its own; it says how much there
 # was in the tables, what was not taken from them, and what of them nobody asked for. Meanwhile no garbage was
 # looked for.
@@ -309,8 +315,7 @@ def test_what_the_tables_do_not_have_is_compiled_and_found_as_ever(tree: Path, t
         )
     python: list[str | Path] = [tree / root.LOADER, "--library-path", tree / root.LIBRARIES]
     code = (
-        "import sys, sitecustomize; taken = sitecustomize.take(*sys.argv[1:]);"
-        "import organs.bay0.__main__, re; print(taken is None, re.sub('b+', 'x', 'abbc'));"
+        f"{TAKE}import organs.bay0.__main__, re; print(taken is None, re.sub('b+', 'x', 'abbc'));"
         "import threading, subprocess, logging, pprint"
     )
     if (tree / root.PACKAGES / "organs/bay0/probes.py").exists():
@@ -318,7 +323,7 @@ def test_what_the_tables_do_not_have_is_compiled_and_found_as_ever(tree: Path, t
 
     def said(*files: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*python, tree / root.PYTHON, "-P", "-s", "-S", "-B", "-c", code, *files],
+            [*python, tree / root.PYTHON, "-P", "-s", "-S", "-B", "-c", code, tree, *files],
             env={"PYTHONHOME": f"{tree}/usr", "PYTHONPATH": str(tree / root.PACKAGES)},
             capture_output=True,
             check=False,
