@@ -23,13 +23,18 @@ PACE_S: Final = 0.002
 
 
 class Console:
-    """The last of what a room wrote. `written` counts all its bytes since the freezer knows it."""
+    """The last of what a room wrote. `written` is the place of its next byte, counted from `first`.
 
-    def __init__(self, fd: int) -> None:
+    `first` is the time in nanoseconds: no terminal brings a byte in each, so every place in a console comes
+    after all places in an earlier one, of the room before or of a freezer that was restarted. Who reads on from
+    an old place finds all that there is.
+    """
+
+    def __init__(self, fd: int, first: int) -> None:
         self._fd = fd
         os.set_blocking(fd, False)
         self._kept = bytearray()
-        self.written = 0
+        self.written = first
         self._news = trio.Event()
 
     async def pump(self) -> None:
@@ -63,7 +68,7 @@ class Console:
 
     async def wait(self, after: int) -> None:
         """Until there is something from byte `after` on."""
-        while self.written <= after:
+        while self.written <= after or not self._kept:
             await self._news.wait()
 
     def type(self, data: bytes) -> int:

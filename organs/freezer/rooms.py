@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -132,7 +133,7 @@ class Rooms:
             except (FactsRefused, OSError):
                 unfinished.append(name)
                 continue
-            console = Console(fds[CONSOLE]) if CONSOLE in fds else None
+            console = Console(fds[CONSOLE], time.monotonic_ns()) if CONSOLE in fds else None
             room = Room(facts=known, cgroup=self._groups.number(name), fds=fds, console=console)
             self._rooms[name] = room
         # Of rooms that were not finished, or that ended while nobody was there to say so.
@@ -173,7 +174,7 @@ class Rooms:
             await self._store.keep(f"{LABEL}.{name}.{what}", fd)
         self._groups.set_facts(name, facts.encode(known))
         if CONSOLE in room.fds:
-            room.console = Console(room.fds[CONSOLE])
+            room.console = Console(room.fds[CONSOLE], time.monotonic_ns())
             self._listen(room)
 
     async def _device(self, image: persona.Persona, offset: int, backing: int) -> tuple[str, int]:

@@ -378,9 +378,6 @@ def _log(args: argparse.Namespace) -> Answer | None:
                     _write(data)
                 else:
                     text += data
-                if seen < after:
-                    after = 0  # a freezer that was restarted counts anew
-                    continue
                 if not data:
                     break
                 after = seen
