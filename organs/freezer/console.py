@@ -26,7 +26,7 @@ class Console:
     """The last of what a room wrote. `written` is the place of its next byte, counted from `first`.
 
     `first` is the time in nanoseconds: no terminal brings a byte in each, so every place in a console comes
-    after all places in an earlier one, of the room before or of a freezer that was restarted. Who reads on from
+    after all in an earlier one, of the room before or of a freezer that was restarted. Who goes on from
     an old place finds all that there is.
     """
 
