@@ -61,8 +61,8 @@ def main() -> NoReturn:
         seccomp.prepared(organ.syscalls)
     processes.keep_freed()
     # What is imported now is never garbage: without this, a collection in a child would touch, and so copy,
-    # every page that is shared with it.
-    gc.collect()
+    # every page that is shared with it. Nor is it looked through for garbage first: that takes a tenth of all
+    # that is done here, and what it would free is less than what the holes cost later.
     gc.freeze()
     bay0 = socket.socket(fileno=SOCKET_FD)
     readable = select.poll()
