@@ -64,8 +64,8 @@ def main() -> NoReturn:
     # every page that is shared with it. Nor is it looked through for garbage first: that takes a tenth of all
     # that is done here, and what it would free is less than what the holes cost later.
     gc.freeze()
-    # Of nothing: it ends the time of imports, when nobody looks (spine-image/root/sitecustomize.py). Of the young
-    # only: a full one also gives back the spare parts that the interpreter keeps, and leaves holes again.
+    # Of nothing: it ends the time of imports, when nobody looks (spine-image/root/sitecustomize.py).
+    # A full one would give back the spare parts that the interpreter keeps, and leave holes again.
     gc.collect(0)
     bay0 = socket.socket(fileno=SOCKET_FD)
     readable = select.poll()
