@@ -99,7 +99,8 @@ interface Freezer @0x95d7c20e4ab8f613 {
     $callers(["operator"]) $deadlineMs(10000) $idempotent;
   # What the room wrote to its console from byte `after` on, or from the oldest that is kept; with nothing new it
   # is answered after `waitMs`, five seconds at most. `next` is the byte to ask for next. Bytes are not counted from
-  # 0: those of a later console, of another room or of a freezer that was restarted, come after all earlier ones.
+  # 0: those of a later console, of another room or of a freezer that was restarted, come after all earlier ones
+  # of the same boot.
 
   type @9 (persona :Text, data :Data $secret) -> (taken :UInt32)
     $callers(["operator"]) $deadlineMs(5000);

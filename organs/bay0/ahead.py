@@ -21,6 +21,11 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
 FD_PARKING = 64
 
 
+def places(null: int, log: int, line: int, status: int) -> tuple[int, ...]:
+    """What `organs/bay0/zygote.py` finds at descriptors 0, 1, 2, ..."""
+    return null, log, log, line, status
+
+
 class Ahead:
     """A process that becomes the zygote, and bay0's ends of its descriptors."""
 
@@ -57,15 +62,17 @@ def _start(opened: list[int]) -> Ahead:
     opened += os.pipe2(os.O_CLOEXEC)
     opened.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
     line_fd, their_line, status, their_status, stderr, their_stderr, null = opened
-    places = (null, their_stderr, their_stderr, their_line, their_status)
-    parked = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FD_PARKING) for fd in places]
-    opened += parked
+    parked = []
+    for fd in places(null, their_stderr, their_line, their_status):
+        parked.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FD_PARKING))
+        opened.append(parked[-1])
     # What bay0 was started with (in a container: the operator's port) is not the zygote's.
     actions: list[tuple[int, int, int] | tuple[int, int]]
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(parked)]
     actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in range(len(parked), FD_PARKING)]  # INV-PRIV-5
     since_ms = time.monotonic_ns() // 10**6
     pid = os.posix_spawn(sys.executable, [sys.executable, *COMMAND], ENVIRONMENT, file_actions=actions)
+    # Should this fail, it meets the end of its line and ends.
     pidfd = os.pidfd_open(pid)
     for fd in (line_fd, status, stderr):
         opened.remove(fd)

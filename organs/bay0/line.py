@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from organs.bay0 import request
-from organs.bay0.ahead import COMMAND, ENVIRONMENT, FD_PARKING
+from organs.bay0.ahead import COMMAND, ENVIRONMENT, FD_PARKING, places
 from organs.bay0.loop import Callback, Loop
 from organs.bay0.request import Made, Request
 from organs.kernel import processes, rights
@@ -114,11 +114,10 @@ def start_zygote(cgroup_fd: int, line: socket.socket, pipes: Mapping[str, int]) 
 
 
 def _become_zygote(line_fd: int, status_fd: int, stderr_fd: int) -> None:
-    """In the child: descriptors in the places where `organs/bay0/zygote.py` expects them, then exec."""
+    """In the child: descriptors in their places, then exec."""
     try:
         null = os.open("/dev/null", os.O_RDWR)
-        sources = [null, stderr_fd, stderr_fd, line_fd, status_fd]
-        parked = [processes.park(fd, FD_PARKING) for fd in sources]
+        parked = [processes.park(fd, FD_PARKING) for fd in places(null, stderr_fd, line_fd, status_fd)]
         for target, fd in enumerate(parked):
             os.dup2(fd, target)
         os.execve(sys.executable, [sys.executable, *COMMAND], ENVIRONMENT)

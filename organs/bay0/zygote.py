@@ -47,8 +47,11 @@ OWN_CAPABILITIES: Final = frozenset({"SYS_ADMIN", "CHOWN", "FOWNER", "SETUID", "
 
 
 def main() -> NoReturn:
-    """Warm up, say so, then make organs until bay0 closes its end."""
-    # Nothing that is mounted is used until an organ is asked for: it may not be there yet.
+    """Warm up, say so, then make organs until bay0 closes its end.
+
+    The first one starts before bay0 (`organs/bay0/ahead.py`): it finds nothing mounted but the root until it
+    is asked for an organ, and nobody has set its mask.
+    """
     os.umask(0o022)
     manifest = load(layout.MANIFEST)
     processes.rename("zygote")

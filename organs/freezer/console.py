@@ -26,8 +26,8 @@ class Console:
     """The last of what a room wrote. `written` is the place of its next byte, counted from `first`.
 
     `first` is the time in nanoseconds: no terminal brings a byte in each, so every place in a console comes
-    after all in an earlier one, of the room before or of a freezer that was restarted. Who goes on from
-    an old place finds all that there is.
+    after all in an earlier one of this boot, of the room before or of a freezer that was restarted. Who goes
+    on from an old place finds all that there is.
     """
 
     def __init__(self, fd: int, first: int) -> None:

@@ -175,6 +175,15 @@ def test_the_first_zygote_starts_before_all_else_and_holds_no_more_than_a_later_
         assert spine.child("zygote")["generation"] == 2
 
 
+@pytest.mark.proves("INV-PRIV-5")
+def test_what_bay0_was_started_with_is_not_the_first_zygotes(tmp_path: Path) -> None:
+    given = b"import os\nos.dup2(os.open('/', os.O_RDONLY), 9)\nahead = start()\n"
+    with running(tmp_path, ALPHA, bay0=BAY0.replace(b"ahead = start()\n", given)) as spine:
+        spine.wait_ready("alpha")
+        assert 9 in descriptors(spine.pid)
+        assert descriptors(spine.host_pid("zygote")).keys() == {0, 1, 2, 3, 4}
+
+
 KILLED = b"ahead = start()\nimport os\nos.kill(ahead.pid, 9)\nos.waitid(os.P_PID, ahead.pid, os.WEXITED%s)\n"
 
 

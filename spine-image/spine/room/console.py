@@ -69,7 +69,11 @@ def view(lease: Lease, persona: str, source: int, output: int) -> str:
                     raise
                 time.sleep(WAIT_MS / 1000)
                 continue
-            data, after = answer["data"], int(str(answer["next"]))
+            following = int(str(answer["next"]))
+            if following < after:
+                after = 0  # the spine was started anew, and its clock with it
+                continue
+            data, after = answer["data"], following
             assert isinstance(data, bytes)
             _write(output, data)
 

@@ -378,6 +378,9 @@ def _log(args: argparse.Namespace) -> Answer | None:
                     _write(data)
                 else:
                     text += data
+                if seen < after:
+                    after = 0  # the spine was started anew, and its clock with it
+                    continue
                 if not data:
                     break
                 after = seen
